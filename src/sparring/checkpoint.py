@@ -1,0 +1,430 @@
+"""Checkpoints that survive: written aside, hashed, fsynced, renamed; safetensors and JSON only.
+
+step-000012/
+  model/                   whatever the caller writes (transformers' save_pretrained)
+  optimizer.safetensors    named tensors
+  state.json               counters, generator states, cursor
+  manifest.json            step, format, and size and SHA-256 of every other file; written last
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import Parameter
+
+from sparring.runfolder import free_bytes, fsync_path
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{6,})")
+_ASIDE = re.compile(r"\.(step-\d{6,})\.(partial|replaced|removed)-(\d+)")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint could not be saved or does not fit; the message names path, cause and way out."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was saved, but an older one could not be tidied away."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A saved state whose every byte was verified."""
+
+    step: int
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / "model"
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The named tensors, on the CPU."""
+        return load_file(self.path / "optimizer.safetensors")
+
+
+# --- saving ------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    *,
+    write_model: Callable[[Path], object],
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep: int | None,
+) -> Path:
+    """Save `root/step-<step>` whole or not at all, then keep the newest `keep` (0 or None: all).
+
+    `write_model` fills the empty folder it is given. A checkpoint of the same step is replaced once the
+    new one is complete. On any failure the files written so far are removed, older checkpoints stay, and
+    CheckpointError names path, cause, free space and what to do. One writer per `root` at a time: hold
+    the run folder's lock.
+    """
+    final = root / f"step-{step:06d}"
+    partial = root / f".{final.name}.partial-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        fsync_path(root.parent)
+        _remove(partial)
+        _write(partial, step, write_model, tensors, state)
+        _publish(partial, final)
+    except Exception as error:
+        raise CheckpointError(_explain(final, partial, error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # also on Ctrl-C; after the rename nothing is there
+    _retain(root, step, keep)
+    return final
+
+
+def _write(
+    folder: Path,
+    step: int,
+    write_model: Callable[[Path], object],
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+) -> None:
+    (folder / "model").mkdir(parents=True)
+    write_model(folder / "model")
+    arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(arrays, folder / "optimizer.safetensors")
+    _require_text_keys(state, "state")
+    (folder / "state.json").write_bytes(json.dumps(dict(state), allow_nan=False).encode())
+    files = {}
+    for path in _files(folder):
+        fsync_path(path)
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1))
+    fsync_path(manifest)
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            fsync_path(path)
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Rename into place. One of the same name waits aside meanwhile; `clear_leftovers` knows where."""
+    aside = final.with_name(f".{final.name}.replaced-{os.getpid()}")
+    _remove(aside)
+    if final.exists():
+        final.rename(aside)
+    try:
+        partial.rename(final)
+    except BaseException:
+        if aside.exists():
+            aside.rename(final)
+        raise
+    fsync_path(final.parent)
+    _remove(aside)
+
+
+def _retain(root: Path, step: int, keep: int | None) -> None:
+    """Remove good checkpoints up to this step beyond the newest `keep`. Damaged ones stay, as evidence.
+
+    Good here is: a manifest, and every file of its size; reading all hashes after each save would cost more
+    than the save. Later steps, left by a run that was taken back, neither count nor go.
+    """
+    if not keep:
+        return
+    good = [
+        path for number, path in _saved(root) if number <= step and not verify_checkpoint(path, hashes=False)
+    ]
+    for path in good[keep:]:
+        aside = path.with_name(f".{path.name}.removed-{os.getpid()}")
+        try:
+            # Renamed first: a process killed half-way must not leave something that looks like a checkpoint.
+            path.rename(aside)
+            _remove(aside)
+        except OSError as error:
+            message = f"{path} could not be removed ({error}): remove it by hand, or the disk fills up"
+            warnings.warn(message, CheckpointWarning, stacklevel=3)
+
+
+def _explain(final: Path, partial: Path, error: Exception) -> str:
+    """Name path, cause, free space and way out. Called before the partial folder is removed."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (match := re.search(r"os error (\d+)", str(error))):
+        number = int(match[1])  # safetensors reports a full disk as its own error type
+    if number in _FULL:
+        way_out = "free some space, choose a folder on another disk, or keep fewer checkpoints"
+    elif number == errno.EFBIG:
+        way_out = "raise the limit on a file's size (ulimit -f)"
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        way_out = "make the folder writable or choose another"
+    else:
+        way_out = "put the cause right and resume"
+    written = sum(path.stat().st_size for path in _files(partial)) if partial.is_dir() else 0
+    newest = next((path.name for _, path in _saved(final.parent) if path != final), "none")
+    return (
+        f"checkpoint {final} was not saved: {type(error).__name__}: {error} "
+        f"({free_bytes(final) / 1e6:.1f} MB free, {written / 1e6:.1f} MB written and removed again). "
+        f"Earlier checkpoints are untouched (newest: {newest}). Way out: {way_out}"
+    )
+
+
+# --- finding -----------------------------------------------------------------------------------------
+
+
+def verify_checkpoint(path: Path, *, hashes: bool = True) -> list[str]:
+    """What is wrong with a checkpoint, each as "file: problem"; [] where it is good.
+
+    `hashes=False` looks at names and sizes only. Hidden files that others left (.DS_Store) are overlooked.
+    """
+    if not path.is_dir():
+        return ["not a folder" if path.exists() else "missing"]
+    if _ASIDE.fullmatch(path.name):
+        return ["a partial save that never finished"]
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        listed = {
+            str(name): (int(want["size"]), str(want["sha256"])) for name, want in manifest["files"].items()
+        }
+        version, step = manifest["format"], manifest["step"]
+    except FileNotFoundError:
+        return ["manifest.json: missing"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"manifest.json: unreadable ({type(error).__name__}: {error})"]
+    problems = []
+    if version != FORMAT:
+        problems.append(f"manifest.json: format {version}, but this version reads {FORMAT}")
+    if path.name != f"step-{step:06d}":
+        problems.append(f"manifest.json: of step {step}, not of {path.name}")
+    problems += [
+        f"{name}: not in the manifest"
+        for name in ("optimizer.safetensors", "state.json")
+        if name not in listed
+    ]
+    for name, (size, digest) in listed.items():
+        problem = _file_problem(path / name, size, digest if hashes else None)
+        if problem:
+            problems.append(f"{name}: {problem}")
+    for file in _files(path):
+        name = file.relative_to(path).as_posix()
+        if name not in listed and name != "manifest.json" and not file.name.startswith("."):
+            problems.append(f"{name}: not in the manifest")
+    return problems
+
+
+def _file_problem(path: Path, size: int, digest: str | None) -> str | None:
+    try:
+        if not path.is_file():
+            return "missing"
+        if path.stat().st_size != size:
+            return f"size differs ({path.stat().st_size} bytes, not {size})"
+        if digest is not None and _sha256(path) != digest:
+            return "hash differs"
+    except OSError as error:
+        return f"unreadable ({error})"
+    return None
+
+
+def latest_good(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None. Damaged newer ones are told to `say` and left alone."""
+    damaged: list[tuple[Path, str]] = []
+    good: Checkpoint | None = None
+    for step, path in _saved(root):
+        problems = verify_checkpoint(path)
+        if not problems:
+            good = Checkpoint(step, path, json.loads((path / "state.json").read_bytes()))
+            break
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        damaged.append((path, "; ".join(problems[:3]) + more))
+    instead = f"using {good.path.name}" if good else "no earlier good one"
+    for path, problem in damaged:
+        say(f"checkpoint {path.name} is damaged ({problem}): {instead}")
+    return good
+
+
+def clear_leftovers(root: Path, say: Callable[[str], None]) -> None:
+    """Tidy what killed processes left half-done; call it before `latest_good`, holding the run's lock.
+
+    A checkpoint that was being replaced goes back to its place where the new one never arrived. Folders of
+    a process that still lives on this machine are left alone. Everything is told to `say`.
+    """
+    if not root.is_dir():
+        return
+    for path in sorted(root.iterdir()):
+        match = _ASIDE.fullmatch(path.name)
+        if not match:
+            continue
+        name, kind, process = match[1], match[2], int(match[3])
+        if process != os.getpid() and _alive(process):
+            say(f"{path.name} belongs to process {process}, which is alive: left alone")
+        elif kind == "replaced" and not (root / name).exists():
+            path.rename(root / name)
+            say(f"checkpoint {name} put back: process {process} ended while replacing it")
+        else:
+            _remove(path)
+            say(f"removed {path.name}, left by process {process}, which ended before it was done")
+    fsync_path(root)
+
+
+# --- optimiser ---------------------------------------------------------------------------------------
+
+
+def flatten_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[Parameter, str]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as named tensors ("exp_avg/<parameter>") and a JSON record of the rest.
+
+    `names` gives each parameter its name: `{p: n for n, p in model.named_parameters()}`.
+    """
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    groups: list[dict[str, Any]] = []
+    for index, group in enumerate(optimizer.param_groups):
+        group_names = [_name(parameter, names) for parameter in group["params"]]
+        settings = {}
+        for key, value in group.items():
+            if isinstance(value, Tensor):
+                tensors[f"group.{index}/{key}"] = value
+            elif key != "params":
+                settings[key] = value
+        groups.append({"params": group_names, "settings": settings})
+        for parameter, name in zip(group["params"], group_names, strict=True):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"{key}/{name}"] = value
+                else:
+                    values.setdefault(name, {})[key] = value
+    return tensors, {"optimizer": type(optimizer).__name__, "groups": groups, "values": values}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[Parameter, str],
+    tensors: Mapping[str, Tensor],
+    json_state: Mapping[str, Any],
+) -> None:
+    """Put back, bit for bit, what `flatten_optimizer` gave; on any mismatch nothing is changed.
+
+    Raises CheckpointError naming the optimiser, group, parameter or shape that does not fit.
+    """
+    kind, groups = json_state["optimizer"], json_state["groups"]
+    if kind != type(optimizer).__name__:
+        raise CheckpointError(
+            f"the checkpoint holds the state of {kind}, the run uses {type(optimizer).__name__}"
+        )
+    if len(groups) != len(optimizer.param_groups):
+        raise CheckpointError(
+            f"the checkpoint's optimiser has {len(groups)} parameter groups, "
+            f"the run's {len(optimizer.param_groups)}"
+        )
+    state: dict[Tensor, dict[str, Any]] = {}
+    owners: dict[str, tuple[Parameter, dict[str, Any]]] = {}
+    for index, (group, saved) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
+        here = [_name(parameter, names) for parameter in group["params"]]
+        _require_same_names(index, saved["params"], here)
+        owners |= {name: (p, saved["settings"]) for name, p in zip(here, group["params"], strict=True)}
+    settings = [dict(saved["settings"]) for saved in groups]
+    for full_name, tensor in tensors.items():
+        key, _, name = full_name.partition("/")
+        if key.startswith("group."):
+            settings[int(key.removeprefix("group."))][name] = tensor.clone()
+            continue
+        if name not in owners:
+            raise CheckpointError(
+                f"the checkpoint's optimiser state {full_name!r} fits no parameter of the model"
+            )
+        parameter, plain = owners[name]
+        if key != "step" and tensor.shape != parameter.shape:
+            raise CheckpointError(
+                f"the checkpoint's optimiser state {full_name!r} has shape {tuple(tensor.shape)}, "
+                f"the model's parameter {tuple(parameter.shape)}"
+            )
+        # torch keeps step counters on the CPU unless the kernel reads them on the device.
+        on_cpu = key == "step" and not (plain.get("capturable") or plain.get("fused"))
+        state.setdefault(parameter, {})[key] = tensor.to("cpu" if on_cpu else parameter.device, copy=True)
+    for name, plain_values in json_state["values"].items():
+        state.setdefault(owners[name][0], {}).update(plain_values)
+    optimizer.state.clear()
+    optimizer.state.update(state)
+    for group, saved in zip(optimizer.param_groups, settings, strict=True):
+        for key, value in saved.items():
+            group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+
+
+def _name(parameter: Parameter, names: Mapping[Parameter, str]) -> str:
+    if parameter not in names:
+        raise CheckpointError(
+            f"the optimiser holds a parameter of shape {tuple(parameter.shape)} that has no name"
+        )
+    return names[parameter]
+
+
+def _require_same_names(group: int, saved: list[str], here: list[str]) -> None:
+    if saved == here:
+        return
+    missing = [name for name in saved if name not in here]
+    extra = [name for name in here if name not in saved]
+    detail = f"only in the checkpoint: {missing[:5]}; only in the model: {extra[:5]}"
+    raise CheckpointError(
+        f"optimiser group {group} does not fit the model: "
+        + (detail if missing or extra else "the same parameters in another order")
+    )
+
+
+# --- small parts -------------------------------------------------------------------------------------
+
+
+def _saved(root: Path) -> list[tuple[int, Path]]:
+    """(step, path) of everything named like a checkpoint, newest first."""
+    matches = ((_NAME.fullmatch(path.name), path) for path in (root.iterdir() if root.is_dir() else ()))
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _require_text_keys(value: Any, where: str) -> None:
+    """JSON would turn the key 3 into "3" without a word, and a resumed run would not find it."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{where} has the key {key!r}: keys must be text")
+            _require_text_keys(inner, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _require_text_keys(inner, where)
+
+
+def _alive(process: int) -> bool:
+    if os.name == "nt":
+        return True  # signal 0 would end the process there
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

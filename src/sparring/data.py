@@ -1,0 +1,109 @@
+"""Prompt sets: rows from a local JSON, JSONL or Parquet file, in an order that any step can find again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparring.sampling.seeds import generator
+from sparring.types import Message
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt: its text (or whole chat messages) and the columns that reach the reward by name."""
+
+    query: str
+    messages: tuple[Message, ...] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+class PromptSet:
+    """Rows, shuffled anew each epoch.
+
+    Args:
+        rows: the prompts; empty ones are counted in `skipped` and left out.
+        name: how errors and reports call the set.
+    """
+
+    def __init__(self, rows: Sequence[Row], name: str) -> None:
+        self.name = name
+        self.rows = [row for row in rows if row.query.strip()]
+        self.skipped = len(rows) - len(self.rows)
+        if not self.rows:
+            raise ValueError(f"prompt set {name!r} holds no prompt ({self.skipped} empty rows)")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, step: int, n: int, seed: int) -> list[Row]:
+        """The n rows of a step (counted from 1): every row once an epoch, the order drawn from (seed, epoch)."""
+        first = (step - 1) * n
+        return [self._row(index, seed) for index in range(first, first + n)]
+
+    def _row(self, index: int, seed: int) -> Row:
+        epoch, place = divmod(index, len(self.rows))
+        if not hasattr(self, "_order") or self._order[0] != (seed, epoch):
+            order = generator(seed, epoch, f"epoch/{self.name}").permutation(len(self.rows))
+            self._order = ((seed, epoch), order)
+        return self.rows[int(self._order[1][place])]
+
+
+def load_prompts(path: Path) -> PromptSet:
+    """Read a prompt file: columns `prompt`, chat `messages`, or Alpaca's `instruction` and `input`.
+
+    Raises:
+        ValueError: no such file, an unknown ending, a row that is no object or has no prompt column (with its number).
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no prompt file {path}")
+    records = _read(path)
+    return PromptSet([_row(record, path, number) for number, record in enumerate(records, 1)], path.name)
+
+
+def _read(path: Path) -> list[Any]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as parquet
+
+        return parquet.read_table(path).to_pylist()
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        records = json.loads(text)
+        if not isinstance(records, list):
+            raise ValueError(f"{path}: expected a JSON list of rows")
+        return records
+    if path.suffix == ".jsonl":
+        return [_json_line(line, path, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    raise ValueError(f"{path}: a prompt file ends in .jsonl, .json or .parquet")
+
+
+def _json_line(line: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+
+
+def _row(record: Any, path: Path, number: int) -> Row:
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}, row {number} is no object with columns")
+    if isinstance(record.get("messages"), list):
+        columns = {name: value for name, value in record.items() if name != "messages"}
+        # The last assistant message is the answer a data set carries; the prompt ends before it.
+        messages = tuple(record["messages"])
+        while messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        return Row(str(messages[-1]["content"]) if messages else "", messages, columns)
+    if "prompt" in record:
+        return Row(str(record["prompt"] or ""), None, {k: v for k, v in record.items() if k != "prompt"})
+    if "instruction" in record:
+        given = str(record.get("input") or "").strip()
+        text = str(record["instruction"] or "")
+        columns = {name: value for name, value in record.items() if name not in {"instruction", "input"}}
+        return Row(f"{text}\n\n{given}" if given else text, None, columns)
+    raise ValueError(
+        f"{path}, row {number} has none of the columns prompt, messages, instruction; it has: {', '.join(record)}"
+    )

@@ -1,0 +1,231 @@
+"""Two models on the same items: wins, ties, losses, win rate with interval, per subset and overall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from sparring.evaluation.statistics import paired_bootstrap_ci, sign_test
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One item, scored for both models.
+
+    Attributes:
+        item_id: names the item; unique within a comparison.
+        subset: path of the subset it belongs to, widest first, such as `("easy", "reverse")`; `()` for none.
+        base_score: the base model's score, higher is better; 0 or 1 from a verifier, or a mean over samples.
+        score: the trained model's score on the same item.
+    """
+
+    item_id: str
+    subset: tuple[str, ...]
+    base_score: float
+    score: float
+
+    @property
+    def credit(self) -> float:
+        """1 for a win of the trained model, ½ for a tie, 0 for a loss."""
+        return float(np.sign(self.score - self.base_score) + 1) / 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The trained model against the base on one set of items.
+
+    Attributes:
+        n: items; `wins + ties + losses`.
+        wins: items where the trained model scored higher.
+        ties: items where both scored the same.
+        losses: items where the base scored higher.
+        win_rate: `(wins + ties / 2) / n`, a fraction in [0, 1]; ½ is parity.
+        ci95: 95 % interval of `win_rate` by paired bootstrap over items, fractions in [0, 1].
+        accuracy: the trained model's mean score.
+        base_accuracy: the base model's mean score.
+        sign_test_p: exact two-sided sign test of wins against losses.
+    """
+
+    n: int
+    wins: int
+    ties: int
+    losses: int
+    win_rate: float
+    ci95: tuple[float, float]
+    accuracy: float
+    base_accuracy: float
+    sign_test_p: float
+
+    @classmethod
+    def of(cls, outcomes: list[Outcome]) -> Comparison:
+        """Compare on these outcomes (at least one)."""
+        credit_N = np.array([outcome.credit for outcome in outcomes])
+        wins, losses = int((credit_N == 1).sum()), int((credit_N == 0).sum())
+        return cls(
+            n=len(outcomes),
+            wins=wins,
+            ties=len(outcomes) - wins - losses,
+            losses=losses,
+            win_rate=float(credit_N.mean()),
+            ci95=paired_bootstrap_ci(credit_N),
+            accuracy=float(np.mean([outcome.score for outcome in outcomes])),
+            base_accuracy=float(np.mean([outcome.base_score for outcome in outcomes])),
+            sign_test_p=sign_test(wins, losses),
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The content of a run's `evaluation.json`: one comparison overall and one per subset.
+
+    Attributes:
+        overall: over all items.
+        subsets: by subset path joined with "/": "easy" holds all of "easy/reverse" and its siblings.
+    """
+
+    overall: Comparison
+    subsets: dict[str, Comparison]
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"schema": 1, "overall": {…}, "subsets": {"easy": {…}, "easy/reverse": {…}, …}}`.
+
+        Each comparison has the fields of `Comparison`; `win_rate` and `ci95` (`[low, high]`) are fractions in
+        [0, 1], as are `accuracy` and `base_accuracy` where scores are 0 or 1.
+        """
+        return {
+            "schema": SCHEMA,
+            "overall": _comparison_json(self.overall),
+            "subsets": {name: _comparison_json(comparison) for name, comparison in self.subsets.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Evaluation:
+        """The inverse of `to_json`. Fields it doesn't know are left out.
+
+        Raises:
+            ValueError: another schema, a missing field, or a field of the wrong type; the message names it.
+        """
+        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
+            found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+            raise ValueError(f"evaluation: expected an object with schema {SCHEMA}, found {found!r}")
+        subsets = _object(data.get("subsets", {}), "subsets")
+        return cls(
+            overall=_comparison_from(data.get("overall"), "overall"),
+            subsets={
+                str(name): _comparison_from(entry, f"subsets.{name}") for name, entry in subsets.items()
+            },
+        )
+
+    def rows(self) -> Iterator[tuple[tuple[str, ...], Comparison]]:
+        """(path, comparison) depth first: `()` overall, then each subset followed by its parts."""
+        yield (), self.overall
+        for name in sorted(self.subsets, key=lambda name: name.split("/")):
+            yield tuple(name.split("/")), self.subsets[name]
+
+
+def compare(outcomes: Iterable[Outcome]) -> Evaluation:
+    """Compare trained and base scores, overall and for every subset along each outcome's path.
+
+    Raises:
+        ValueError: no outcomes, an item given twice, a score that is not finite, or a subset name that is
+            empty or holds "/".
+    """
+    every = list(outcomes)
+    if not every:
+        raise ValueError("nothing to compare: the evaluation set gave no items")
+    seen: set[str] = set()
+    parts: dict[tuple[str, ...], list[Outcome]] = {}
+    for outcome in every:
+        _check(outcome, seen)
+        seen.add(outcome.item_id)
+        for depth in range(1, len(outcome.subset) + 1):
+            parts.setdefault(outcome.subset[:depth], []).append(outcome)
+    return Evaluation(
+        overall=Comparison.of(every),
+        subsets={"/".join(path): Comparison.of(parts[path]) for path in sorted(parts)},
+    )
+
+
+def table(evaluation: Evaluation) -> Table:
+    """The comparison for a terminal of 100 columns: overall, then each subset followed by its parts."""
+    result = Table(
+        title="Base against trained",
+        title_justify="left",
+        header_style="bold",
+        box=box.HORIZONTALS,
+        padding=(0, 1, 0, 0),
+    )
+    result.add_column("", overflow="fold", max_width=24)
+    for heading in (
+        "n",
+        "base\naccuracy",
+        "accuracy",
+        "change",
+        "wins/ties/\nlosses",
+        "win rate\n[95 % interval]",
+    ):
+        result.add_column(heading, justify="right", no_wrap=True)
+    for path, row in evaluation.rows():
+        if len(path) <= 1:
+            result.add_section()
+        result.add_row(
+            "  " * (len(path) - 1) + path[-1] if path else "overall",
+            str(row.n),
+            f"{row.base_accuracy:.1%}",
+            f"{row.accuracy:.1%}",
+            f"{100 * (row.accuracy - row.base_accuracy):+.1f}",
+            f"{row.wins}/{row.ties}/{row.losses}",
+            f"{row.win_rate:.1%} [{100 * row.ci95[0]:.1f}, {100 * row.ci95[1]:.1f}]",
+            style="bold" if len(path) <= 1 else None,
+        )
+    return result
+
+
+def _check(outcome: Outcome, seen: set[str]) -> None:
+    if outcome.item_id in seen:
+        raise ValueError(f"item {outcome.item_id!r} is given twice; average its samples into one score first")
+    for name, score in (("base_score", outcome.base_score), ("score", outcome.score)):
+        if not isfinite(score):
+            raise ValueError(f"item {outcome.item_id!r}: {name} is {score}; leave out items without a score")
+    for part in outcome.subset:
+        if not part or "/" in part:
+            raise ValueError(
+                f"item {outcome.item_id!r}: subset name {part!r} must be non-empty and free of '/'"
+            )
+
+
+def _comparison_json(comparison: Comparison) -> dict[str, Any]:
+    return {**asdict(comparison), "ci95": list(comparison.ci95)}
+
+
+_COUNTS = ("n", "wins", "ties", "losses")
+_NUMBERS = ("win_rate", "accuracy", "base_accuracy", "sign_test_p")
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    if isinstance(value, Mapping):
+        return value
+    raise ValueError(f"evaluation: {where} must be an object, found {type(value).__name__}")
+
+
+def _comparison_from(value: Any, where: str) -> Comparison:
+    entry = _object(value, where)
+    try:
+        low, high = entry["ci95"]
+        return Comparison(
+            **{name: int(entry[name]) for name in _COUNTS},  # pyright: ignore[reportArgumentType]
+            **{name: float(entry[name]) for name in _NUMBERS},
+            ci95=(float(low), float(high)),
+        )
+    except KeyError as error:
+        raise ValueError(f"evaluation: {where} has no {error.args[0]!r}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"evaluation: {where} has a field of the wrong type ({error})") from error

@@ -1,0 +1,134 @@
+"""The training forward: every group's prompt once, its answers behind it, log-probabilities at scored positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparring.lm.base import PromptGroup, Scores
+from sparring.lm.head import head_scores
+from sparring.lm.llama import FastLlama
+from sparring.lm.llama_layers import Layout, SharedPrefixAttention, lay_out, mlp, project_qkv
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Groups as one packed sequence: prompts, then answers without their last token.
+
+    ids_T, positions_T: packed tokens. scored_S: packed position that predicts each completion token;
+    targets_S: that token. Both in the order of `Scores`.
+    """
+
+    ids_T: Tensor
+    positions_T: Tensor
+    scored_S: Tensor
+    targets_S: Tensor
+    layout: Layout
+
+
+def pack(model: FastLlama, groups: Sequence[PromptGroup]) -> Packed:
+    """Check and pack groups. Raises ValueError for an empty prompt or an id outside the vocabulary."""
+    for i, group in enumerate(groups):
+        if not group.prompt_ids:
+            raise ValueError(f"group {i} has an empty prompt: a prompt needs at least one token")
+    prompts = [np.asarray(group.prompt_ids, np.int64) for group in groups]
+    answers = [[np.asarray(ids, np.int64) for ids in group.completions] for group in groups]
+    prompt_lengths = np.array([len(ids) for ids in prompts])
+    prompt_ends = np.cumsum(prompt_lengths)
+    ids, positions, scored, targets = [*prompts], [np.arange(n) for n in prompt_lengths], [], []
+    inputs: list[np.ndarray] = []
+    start = int(prompt_ends[-1])
+    for prompt_length, prompt_end, rows in zip(prompt_lengths, prompt_ends, answers, strict=True):
+        lengths = []
+        for row in rows:
+            if len(row) == 0:
+                continue
+            ids.append(row[:-1])
+            positions.append(np.arange(prompt_length, prompt_length + len(row) - 1))
+            scored.append(np.concatenate(([prompt_end - 1], np.arange(start, start + len(row) - 1))))
+            targets.append(row)
+            if len(row) > 1:
+                lengths.append(len(row) - 1)
+            start += len(row) - 1
+        inputs.append(np.array(lengths, np.int64))
+    empty = [np.zeros(0, np.int64)]
+    ids_T, targets_S = np.concatenate(ids), np.concatenate(targets or empty)
+    for array in (ids_T, targets_S):
+        if array.size and not 0 <= array.min() <= array.max() < model.geometry.vocab:
+            raise ValueError(f"token ids must lie in [0, {model.geometry.vocab}): the model's vocabulary")
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(model.device)
+
+    return Packed(
+        ids_T=tensor(ids_T),
+        positions_T=tensor(np.concatenate(positions)),
+        scored_S=tensor(np.concatenate(scored or empty)),
+        targets_S=tensor(targets_S),
+        layout=lay_out(model.geometry, prompt_lengths, inputs, model.dtype, model.device),
+    )
+
+
+def forward(
+    model: FastLlama,
+    packed: Packed,
+    on_qkv: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Hidden states [T, D] of packed tokens after the last layer, before the final norm.
+
+    on_qkv(layer, qkv) sees every layer's rotated projections (generation fills its cache from them).
+    """
+    geometry = model.geometry
+    cos, signed_sin = (
+        table.index_select(0, packed.positions_T)[:, None]
+        for table in model.rope(int(packed.positions_T.max()) + 1)
+    )
+    h_TD = F.embedding(packed.ids_T, model.embedding, geometry.padding_idx)
+    for i, layer in enumerate(model.layers):
+        qkv = project_qkv(h_TD, layer, geometry)
+        attended = SharedPrefixAttention.apply(qkv, cos, signed_sin, packed.layout, geometry)
+        if on_qkv is not None:
+            on_qkv(i, qkv)
+        h_TD = torch.addmm(h_TD, attended, layer.out.t())
+        h_TD = mlp(h_TD, layer, geometry)
+    return h_TD
+
+
+def final_norm(model: FastLlama, h_SD: Tensor) -> Tensor:
+    """The norm before the head."""
+    return F.rms_norm(h_SD, (model.geometry.hidden,), model.norm, model.geometry.eps)
+
+
+def score(
+    model: FastLlama,
+    groups: Sequence[PromptGroup],
+    *,
+    temperature: float,
+    reference: FastLlama | None,
+    entropy: bool,
+) -> Scores:
+    """See `LanguageModel.score`. temperature 0 (greedy) scores at 1. A reference needs the same vocabulary."""
+    if not any(group.scored_tokens for group in groups):
+        nothing_S = torch.zeros(0, device=model.device)
+        return Scores(nothing_S, nothing_S if reference is not None else None, nothing_S if entropy else None)
+    packed = pack(model, groups)
+    ref_hidden_SD = None
+    if reference is not None:
+        with torch.no_grad():
+            ref_packed = packed if reference.dtype == model.dtype else pack(reference, groups)
+            ref_hidden_SD = final_norm(reference, forward(reference, ref_packed).index_select(0, packed.scored_S))
+    hidden_SD = final_norm(model, forward(model, packed).index_select(0, packed.scored_S))
+    return head_scores(
+        hidden_SD,
+        model.head,
+        packed.targets_S,
+        temperature=temperature or 1.0,
+        ref_hidden_SD=ref_hidden_SD,
+        ref_weight_VD=reference.head if reference is not None else None,
+        entropy=entropy,
+    )

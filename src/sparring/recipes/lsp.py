@@ -1,0 +1,31 @@
+"""Language Self-Play, arXiv 2509.07414."""
+
+from __future__ import annotations
+
+from sparring.config import ChallengeConfig, QualityConfig, RunConfig
+from sparring.recipes.common import arena_run, paper_run, pick
+
+
+def lsp(preset: str = "arena") -> RunConfig:
+    """LSP: the Challenger asks, the Solver answers, the frozen start grades the exchange.
+
+    Presets:
+        arena: the demo's. Departs from the paper where longer runs on the arena went wrong (docs/experiments.md):
+            the Challenger is paid for queries near half solved instead of -V, and half of the queries come from the
+            frozen Challenger, so that easy queries stay in practice.
+        arena-paper: the paper's game (-V + V_Q, every query by the trained Challenger) at the arena's scale.
+        paper: the paper's game and settings on Llama-3.2-3B-Instruct. From the paper: N = 8, beta = 0.05, lr 3e-6,
+            payoffs, mean-centred advantages, no clipping. Ours, where it says nothing: G = 8, alpha = 1, k3 as the
+            KL's estimator in the loss, completions of 256 tokens, constant learning rate, greedy grading, 500 steps.
+    """
+    presets = {
+        "arena": arena_run(
+            steps=120,
+            kind="lsp",
+            challenge=ChallengeConfig(payoff="frontier", frozen_share=0.5),
+            quality=QualityConfig(source="program"),
+        ),
+        "arena-paper": arena_run(steps=120, kind="lsp", quality=QualityConfig(source="program")),
+        "paper": paper_run(3e-6, kind="lsp"),
+    }
+    return pick(presets, preset, "lsp")

@@ -1,0 +1,191 @@
+"""The report of a run: one self-contained HTML page, with its figures as PNG files beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from sparring.evaluation.comparison import Comparison
+from sparring.report.drawing import VARIABLES, Panel
+from sparring.report.figures import panels
+from sparring.report.run import Run, read_run
+
+PACKAGES = ("sparring", "torch", "transformers", "tokenizers", "numpy", "matplotlib")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number at the head of the page."""
+
+    label: str
+    value: str
+    detail: str
+
+
+def write_report(run_path: Path) -> Path:
+    """Write `report.html` and `figures/*.png` into a run's folder, from whatever the folder holds.
+
+    The page needs no network and runs no script; model text in it is escaped. What is missing or damaged is
+    said on the page. A page that is open elsewhere is replaced whole.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ValueError: the folder does not exist or is no run's.
+        OSError: the folder can't be written to.
+    """
+    run = read_run(run_path)
+    drawn = panels(run)
+    _write_pngs(drawn, run_path / "figures")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=_percent, number=_number, signed=_signed)
+    html = environment.get_template("page.html.j2").render(
+        run=run,
+        name=run_path.resolve().name,
+        headline=headline(run),
+        tiles=tiles(run),
+        rows=list(run.evaluation.rows()) if run.evaluation else [],
+        result=_inlined([panel for panel in drawn if panel.section == "Result"]),
+        sections=_sections([panel for panel in drawn if panel.section != "Result"]),
+        missing=_missing_figures(drawn),
+        lineage=_lines(run.lineage),
+        versions=_versions(),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        light=VARIABLES,
+    )
+    return _replace(run_path / "report.html", html.encode("utf-8", errors="replace"))
+
+
+def headline(run: Run) -> str:
+    """The result in a sentence: the win rate with its interval, and what the interval allows to say."""
+    if run.evaluation is None:
+        if run.last_step is None:
+            return "No step and no evaluation has been recorded yet."
+        return f"Recorded up to step {run.last_step}; not evaluated against the base yet."
+    overall = run.evaluation.overall
+    low, high = overall.ci95
+    if low > 0.5:
+        verdict = "The trained model beats its base"
+    elif high < 0.5:
+        verdict = "The trained model loses to its base"
+    else:
+        verdict = "No clear difference between the trained model and its base"
+    interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+    return f"{verdict}: win rate {_percent(overall.win_rate)} ({interval})"
+
+
+def tiles(run: Run) -> list[Tile]:
+    """The few numbers to see first."""
+    found = []
+    if run.evaluation:
+        overall = run.evaluation.overall
+        counts = f"{overall.wins} wins, {overall.ties} ties, {overall.losses} losses"
+        found.append(Tile("Win rate", _percent(overall.win_rate), counts))
+        tops = {name: row for name, row in run.evaluation.subsets.items() if "/" not in name}
+        found += [_accuracy_tile(name, row) for name, row in (tops or {"overall": overall}).items()][:3]
+    for key, name, show in (
+        ("game/V", "V, mean reward", _number),
+        ("game/valid_share", "Valid queries", _percent),
+    ):
+        ends = run.ends(key)
+        if ends:
+            found.append(Tile(name, show(ends[1]), f"{show(ends[0])} at the first step"))
+    if run.last_step is not None:
+        _, seconds = run.series("seconds/step")
+        detail = f"{seconds.sum() / 60:.1f} minutes of training" if len(seconds) else "recorded so far"
+        found.append(Tile("Steps", str(run.last_step), detail))
+    return found
+
+
+def _accuracy_tile(name: str, row: Comparison) -> Tile:
+    return Tile(
+        f"Accuracy, {name}", _percent(row.accuracy), f"base {_percent(row.base_accuracy)}, n = {row.n}"
+    )
+
+
+def _sections(drawn: list[Panel]) -> list[tuple[str, list[tuple[Panel, Markup]]]]:
+    return [(section, _inlined(group)) for section, group in groupby(drawn, key=lambda panel: panel.section)]
+
+
+def _inlined(drawn: Iterable[Panel]) -> list[tuple[Panel, Markup]]:
+    # An SVG is Matplotlib's own output, in which every text is escaped already.
+    return [(panel, Markup(panel.svg())) for panel in drawn]  # noqa: S704
+
+
+def _missing_figures(drawn: list[Panel]) -> list[str]:
+    wanted = {
+        "value": "mean reward",
+        "accuracy": "held-out accuracy",
+        "valid": "the Challenger's queries",
+        "win-rates": "win rates",
+        "kl": "KL by role",
+        "seconds": "time",
+    }
+    names = {panel.name for panel in drawn}
+    return [title for name, title in wanted.items() if name not in names]
+
+
+def _lines(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """Nested JSON as (dotted name, value) lines."""
+    if isinstance(value, Mapping):
+        return [
+            line
+            for key, inner in value.items()
+            for line in _lines(inner, f"{path}.{key}" if path else str(key))
+        ]
+    return [(path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
+
+
+def _versions() -> list[tuple[str, str]]:
+    found = [("python", platform.python_version())]
+    for package in PACKAGES:
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_pngs(drawn: list[Panel], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for panel in drawn:
+        _replace(folder / f"{panel.name}.png", panel.png())
+    for stale in {file.stem for file in folder.glob("*.png")} - {panel.name for panel in drawn}:
+        (folder / f"{stale}.png").unlink()
+
+
+def _replace(file: Path, content: bytes) -> Path:
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.write_bytes(content)
+    aside.replace(file)
+    return file
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3g}".replace("-", "−")
+
+
+def _signed(value: float | None, digits: int = 2) -> str:
+    return "—" if value is None else f"{value:+.{digits}f}".replace("-", "−")

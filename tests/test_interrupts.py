@@ -1,0 +1,66 @@
+"""Real signals, sent to this process or to a child."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from sparring.interrupts import Interrupts
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_is_noted_and_does_not_interrupt(number: signal.Signals) -> None:
+    with Interrupts() as interrupts:
+        assert interrupts.requested is None
+        os.kill(os.getpid(), number)
+        assert interrupts.requested == number.name
+
+
+def test_second_sigint_raises_at_once() -> None:
+    with Interrupts() as interrupts, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.requested == "SIGINT"
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_further_sigterms_wait_for_the_step_and_the_first_name_stays() -> None:
+    with Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # the first Ctrl-C is polite even after a SIGTERM
+        assert interrupts.requested == "SIGTERM"
+
+
+def test_old_handlers_come_back_even_after_an_error() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="step failed"), Interrupts():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+        raise RuntimeError("step failed")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_entering_again_starts_afresh() -> None:
+    interrupts = Interrupts()
+    for _ in range(2):
+        with interrupts:
+            assert interrupts.requested is None
+            signal.raise_signal(signal.SIGINT)
+            assert interrupts.requested == "SIGINT"
+
+
+def test_outside_the_main_thread_it_does_nothing() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen: list[object] = []
+
+    def work() -> None:
+        with Interrupts() as interrupts:
+            seen.extend([interrupts.requested, signal.getsignal(signal.SIGINT)])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [None, before]

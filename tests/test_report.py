@@ -1,0 +1,336 @@
+"""The report of realistic, partial and damaged run folders."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sparring.evaluation.comparison import Outcome, compare
+from sparring.report.page import write_report
+
+FAMILIES = ("skip", "reverse", "sort", "flip", "unique", "trail", "sum", "chain")
+VOID = {"meta", "br", "use", "path", "link", "img"}
+ATTACK = "<script>alert('x')</script><img src=http://evil.example/x.png>"
+
+
+class Page(HTMLParser):
+    """Collects a page and checks that its tags close in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def metrics_row(step: int, steps: int, rng: np.random.Generator) -> dict[str, Any]:
+    progress = step / steps
+    shares = rng.dirichlet(8 * np.roll(np.linspace(0.3, 1.7, len(FAMILIES)), int(6 * progress)))
+    noise = rng.normal(size=8)
+    play, payoffs, update = 0.35 + 0.1 * progress, 0.06, 0.4 + 0.02 * abs(noise[0])
+    return {
+        "step": step,
+        "game/V": float(np.clip(0.35 + 0.2 * progress + 0.07 * noise[0], 0, 1)),
+        "game/V_Q": 4.8 + 0.9 * progress + 0.2 * noise[1],
+        "game/valid_share": float(np.clip(0.86 + 0.1 * progress + 0.05 * noise[2], 0, 1)),
+        "game/dead_groups": float(np.clip(0.4 - 0.2 * progress + 0.1 * noise[3], 0, 1)),
+        "game/distinct_queries": float(np.clip(0.98 - 0.1 * progress, 0, 1)),
+        "game/query_length": 9 + 3 * progress + 0.4 * noise[4],
+        "game/answer_length": 7 + 2 * progress + 0.3 * noise[5],
+        "game/level": 4 + 3 * progress + 0.4 * noise[6],
+        **{f"game/share/{family}": float(share) for family, share in zip(FAMILIES, shares, strict=True)},
+        "reward/solver": 0.4,
+        "kl/challenger": 0.3 * progress + 0.02 * abs(noise[7]),
+        "kl/solver": 0.15 * progress,
+        "entropy/challenger": 1.9 - 0.5 * progress,
+        "entropy/solver": 0.6 - 0.3 * progress,
+        "loss": float("nan") if step == 3 else 0.1,
+        "seconds/play": play,
+        "seconds/payoffs": payoffs,
+        "seconds/update": update,
+        "seconds/step": play + payoffs + update,
+        "tokens_per_second": 5400.0,
+    }
+
+
+def turn_rows(step: int, text: str | None = None) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+
+    def add(
+        role: str, content: str, parent: int, payoff: float | None, parts: dict[str, float | None]
+    ) -> int:
+        rows.append(
+            {
+                "step": step,
+                "index": len(rows),
+                "parent": parent,
+                "role": role,
+                "prompt": "Write one query." if parent < 0 else "Answer: " + rows[parent]["text"],
+                "text": content,
+                "finish": "stop",
+                "prompt_tokens": 11,
+                "completion_tokens": len(content),
+                "payoff": payoff,
+                "parts": json.dumps(parts),
+                "advantage": None if payoff is None else payoff - 0.5,
+                "trained": parent < 0 or payoff is not None,
+                "info": json.dumps({"family": "reverse", "level": 4}),
+            }
+        )
+        return len(rows) - 1
+
+    for query in (text or "reverse:bead", "sort:tkcab", "nonsense: abc"):
+        at = add("challenger", query, -1, -0.4, {"reward": -0.75, "quality": 0.35})
+        if not query.startswith("nonsense"):
+            for answer, reward in (("daeb", 1.0), ("dabe", 0.0), ("daeb", 1.0), ("daeb", None), ("da", 0.0)):
+                add("solver", answer, at, reward, {"reward": reward, "quality": 5.0})
+    return rows
+
+
+def write_turns(folder: Path, step: int, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / f"step-{step:06d}.parquet")
+
+
+def make_run(folder: Path, steps: int = 60, attack: str | None = None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    lines = [json.dumps({"step": 0, "eval/easy": 0.62, "eval/hard": 0.21})]
+    for step in range(1, steps + 1):
+        row = metrics_row(step, steps, rng)
+        if step % (steps // 6) == 0:
+            row |= {"eval/easy": 0.62 + 0.2 * step / steps, "eval/hard": 0.21 + 0.4 * step / steps}
+        lines.append(json.dumps(row))
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    outcomes = [
+        Outcome(
+            f"{split}/{family}/{item}",
+            (split, family),
+            float(rng.random() < base),
+            float(rng.random() < base + up),
+        )
+        for split, base, up in (("easy", 0.6, 0.15), ("hard", 0.2, 0.4))
+        for family in FAMILIES
+        for item in range(40)
+    ]
+    (folder / "evaluation.json").write_text(json.dumps(compare(outcomes).to_json()))
+    (folder / "config.yaml").write_text(
+        f"recipe: lsp\nn_queries: 8\nseed: 3\ntask: {json.dumps(attack or 'words')}\n"
+    )
+    (folder / "lineage.json").write_text(
+        json.dumps({"base": {"model": "arena", "sha256": "ab12"}, "stage": "lsp"})
+    )
+    for step in (1, steps // 2, steps):
+        write_turns(folder / "turns", step, turn_rows(step, attack))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    page = write_report(make_run(tmp_path_factory.mktemp("runs") / "lsp-3", attack=ATTACK))
+    return page, page.read_text(encoding="utf-8")
+
+
+def test_page_is_whole_and_says_the_result(attacked: tuple[Path, str]) -> None:
+    path, html = attacked
+    page = Page(html)
+    evaluation = json.loads((path.parent / "evaluation.json").read_text())
+    text = " ".join(page.text.split())
+    assert f"beats its base: win rate {100 * evaluation['overall']['win_rate']:.1f} %" in text
+    assert f"interval {100 * evaluation['overall']['ci95'][0]:.1f} to" in text
+    assert "Early: step 1" in text
+    assert "Middle: step 30" in text
+    assert "Late: step 60" in text
+    assert "n_queries: 8" in text
+    assert "base.sha256" in text
+    assert "and 1 more" in text
+    assert "not trained" in text
+    assert "What is missing here" not in text
+    rows = [tag for tag, _ in page.tags].count("tr")
+    assert rows == 1 + 1 + 2 + 2 * len(FAMILIES)
+    figures = [tag for tag, _ in page.tags].count("figure")
+    assert figures == [tag for tag, _ in page.tags].count("svg") == 13
+
+
+def test_page_loads_nothing_and_escapes_model_text(attacked: tuple[Path, str]) -> None:
+    _, html = attacked
+    page = Page(html)
+    assert not {"script", "img", "iframe", "link", "object"} & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href", "style"):
+                assert not re.search(r"https?:|//|javascript:", value or ""), (name, value)
+            assert not name.startswith("on")
+    assert "@import" not in html
+    assert "url(http" not in html
+    assert ATTACK in page.text
+    assert "&lt;script&gt;" in html
+
+
+def test_svg_ids_are_unique_and_colours_follow_the_page(attacked: tuple[Path, str]) -> None:
+    _, html = attacked
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    for reference in re.findall(r'(?:url\(#|href="#)([^")]+)', html):
+        assert reference in ids
+    drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    for drawing in drawings:
+        assert "var(--muted)" in drawing
+        assert not re.findall(r"#[0-9a-f]{6}", drawing), "a colour that does not follow the theme"
+
+
+def test_pngs_are_there_and_not_blank(attacked: tuple[Path, str]) -> None:
+    path, _ = attacked
+    files = sorted((path.parent / "figures").glob("*"))
+    assert {"accuracy.png", "value.png", "win-rates.png", "tasks.png", "kl.png", "seconds.png"} <= {
+        f.name for f in files
+    }
+    for file in files:
+        image = matplotlib.image.imread(file)
+        assert image.shape[1] > 800
+        assert image[..., :3].std() > 0.02, file.name
+
+
+def test_metrics_alone_make_a_page_and_say_what_is_missing(tmp_path: Path) -> None:
+    run = tmp_path / "running"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text(
+        '{"step": 1, "game/V": 0.5}\n{"step": 2, "game/V": 0.6}\n{"step": 3, "ga'
+    )
+    text = " ".join(Page(write_report(run).read_text()).text.split())
+    assert "Recorded up to step 2; not evaluated against the base yet." in text
+    assert "1 line(s) without a readable step" in text
+    for name in ("config.yaml", "evaluation.json", "lineage.json"):
+        assert f"{name} is not there" in text
+    assert "No turns have been recorded" in text
+    assert "KL by role" in text
+    assert [file.name for file in (run / "figures").iterdir()] == ["value.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", ""),
+        ("metrics.jsonl", '[1]\n"a"\n{"step": "x"}\n{"step": true}\n'),
+        (
+            "metrics.jsonl",
+            '{"step": 1, "game/V": "high", "kl/solver": null, "game/share/a": null, "seconds/play": NaN}\n',
+        ),
+        ("evaluation.json", "{"),
+        ("evaluation.json", '{"schema": 9}'),
+        ("lineage.json", "[]"),
+        ("config.yaml", ""),
+    ],
+)
+def test_damaged_parts_are_said(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "What is missing here" in text
+    if name in ("evaluation.json", "lineage.json"):
+        assert f"{name} could not be read" in text
+
+
+def test_damaged_turns_are_said_and_the_others_shown(tmp_path: Path) -> None:
+    write_turns(tmp_path / "turns", 1, turn_rows(1))
+    (tmp_path / "turns" / "step-000009.parquet").write_bytes(b"PAR1 not a table")
+    write_turns(tmp_path / "turns", 5, [{"step": 5, "other": "x"}])
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "step-000009.parquet could not be read" in text
+    assert "step-000005.parquet could not be read: no column role, text" in text
+    assert "Early: step 1" in text
+
+
+def test_not_a_run_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no run folder"):
+        write_report(tmp_path)
+    with pytest.raises(ValueError, match="is no run folder"):
+        write_report(tmp_path / "absent")
+
+
+def test_a_game_on_a_data_set_is_grouped_by_prompt(tmp_path: Path) -> None:
+    rows = [
+        {
+            "step": 4,
+            "index": i,
+            "parent": -1,
+            "role": "solver",
+            "prompt": f"sum:{i // 3}",
+            "text": f"answer {i}",
+        }
+        for i in range(6)
+    ]
+    write_turns(tmp_path / "turns", 4, rows)
+    page = Page(write_report(tmp_path).read_text())
+    assert (
+        page.text.index("sum:0")
+        < page.text.index("answer 2")
+        < page.text.index("sum:1")
+        < page.text.index("answer 3")
+    )
+    assert page.text.count("Early: step 4") == 1
+
+
+def test_several_steps_in_one_file_still_give_early_and_late(tmp_path: Path) -> None:
+    write_turns(tmp_path / "turns", 1, [row for step in (1, 2, 3, 4) for row in turn_rows(step)])
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "Early: step 1" in text
+    assert "Middle: step 3" in text
+    assert "Late: step 4" in text
+
+
+def test_odd_names_and_long_runs_are_drawn(tmp_path: Path) -> None:
+    names = ["$x$", "_hidden", "数学", "a<b>&c", "x" * 90, *(f"task {i}" for i in range(6))]
+    rows = [
+        {"step": step, "game/V": step % 7 / 7, **{f"game/share/{name}": 1 / len(names) for name in names}}
+        for step in range(1, 6001)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    html = write_report(tmp_path).read_text()
+    page = Page(html)
+    assert "$x$" in page.text
+    assert "a<b>&c" in page.text
+    assert "other" in page.text
+    assert len(html) < 400_000
+
+
+def test_control_characters_of_model_text_are_shown(tmp_path: Path) -> None:
+    rows = turn_rows(1, "a\x00b\x1b[31mred\u202eevil")
+    write_turns(tmp_path / "turns", 1, rows)
+    html = write_report(tmp_path).read_text()
+    assert "\x00" not in html
+    assert "\u202e" not in html
+    assert "a\\x00b\\x1b[31mred\\x202eevil" in html
+
+
+def test_a_second_report_replaces_the_first(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "game/V": 0.5, "kl/solver": 0.1}\n')
+    write_report(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 7, "game/V": 0.5}\n')
+    assert "Recorded up to step 7" in write_report(tmp_path).read_text()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["figures", "metrics.jsonl", "report.html"]
+    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["value.png"]

@@ -1,0 +1,110 @@
+"""Statistics against hand-computed cases and SciPy."""
+
+from math import isnan, sqrt
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sparring.evaluation.statistics import (
+    mean_sd,
+    paired_bootstrap_ci,
+    paired_interval,
+    sign_test,
+    wilson_interval,
+)
+
+
+@pytest.mark.parametrize("kind", ["credits", "continuous"])
+def test_bootstrap_agrees_with_scipy(kind: str) -> None:
+    rng = np.random.default_rng(7)
+    values = (
+        rng.choice([0.0, 0.5, 1.0], 300, p=[0.2, 0.3, 0.5]) if kind == "credits" else rng.normal(2, 3, 300)
+    )
+    expected = stats.bootstrap(
+        (values,), np.mean, n_resamples=10_000, method="percentile", batch=1000
+    ).confidence_interval
+    standard_error = values.std() / sqrt(len(values))
+    assert paired_bootstrap_ci(values) == pytest.approx(tuple(expected), abs=0.12 * standard_error)
+
+
+def test_bootstrap_of_two_items_by_hand() -> None:
+    # Means of two draws from {0, 1}: 0, ½, 1 with chances ¼, ½, ¼; 95 % spans all, 40 % only ½.
+    assert paired_bootstrap_ci([0, 1]) == (0, 1)
+    assert paired_bootstrap_ci([0, 1], confidence=0.4) == (0.5, 0.5)
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(300):
+        low, high = paired_bootstrap_ci(
+            rng.choice([0.0, 0.5, 1.0], 100, p=[0.2, 0.3, 0.5]), 0.95, 1000, trial
+        )
+        covered += low <= 0.65 <= high
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+def test_bootstrap_is_seeded_and_blocks_do_not_change_its_size() -> None:
+    values = np.random.default_rng(1).normal(size=500)  # 500 distinct values: several blocks
+    assert paired_bootstrap_ci(values, seed=3) == paired_bootstrap_ci(values, seed=3)
+    assert paired_bootstrap_ci(values, seed=3) != paired_bootstrap_ci(values, seed=4)
+
+
+def test_bootstrap_of_equal_values_is_that_value() -> None:
+    assert paired_bootstrap_ci([0.3] * 9) == (0.3, 0.3)
+    assert paired_bootstrap_ci([1.0]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "message"),
+    [
+        ([], {}, "non-empty"),
+        ([[1.0, 2.0]], {}, "non-empty list"),
+        ([1.0, float("nan")], {}, r"values\[1\] is nan"),
+        ([1.0, 2.0], {"confidence": 95}, "confidence"),
+        ([1.0, 2.0], {"resamples": 0}, "resamples"),
+    ],
+)
+def test_bootstrap_refuses(values: list, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        paired_bootstrap_ci(values, **settings)
+
+
+def test_sign_test_by_hand() -> None:
+    assert sign_test(0, 0) == 1
+    assert sign_test(3, 3) == 1
+    assert sign_test(4, 1) == pytest.approx(2 * (1 + 5) / 2**5)
+    assert sign_test(1, 4) == sign_test(4, 1)
+    with pytest.raises(ValueError, match="negative"):
+        sign_test(-1, 3)
+
+
+def test_wilson_by_hand() -> None:
+    z = 1.959963984540054
+    centre, half = (8 + z**2 / 2) / (10 + z**2), z / (10 + z**2) * sqrt(8 * 2 / 10 + z**2 / 4)
+    assert wilson_interval(8, 10) == pytest.approx((centre - half, centre + half), abs=1e-12)
+    low, high = wilson_interval(0, 20)
+    assert (low, high) == pytest.approx((0, z**2 / (20 + z**2)), abs=1e-12)
+    for k, n in ((1, 0), (-1, 3), (4, 3)):
+        with pytest.raises(ValueError, match="k must lie"):
+            wilson_interval(k, n)
+
+
+def test_mean_sd() -> None:
+    assert mean_sd([2, 4, 4, 4, 5, 5, 7, 9]) == pytest.approx((5, sqrt(32 / 7)))
+    mean, spread = mean_sd([3.0])
+    assert mean == 3
+    assert isnan(spread)
+
+
+def test_paired_interval_by_hand_and_against_scipy() -> None:
+    # Mean 2, sd 1, n 3: half width t(.975; 2) / √3 with t = 4.302653.
+    half = 4.302652729911275 / sqrt(3)
+    assert paired_interval([1, 2, 3]) == pytest.approx((2 - half, 2 + half))
+    differences = np.random.default_rng(2).normal(0.1, 0.2, 6)
+    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.9)
+    assert paired_interval(differences, 0.9) == pytest.approx(tuple(expected))
+    assert paired_interval([0.5, 0.5]) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="at least two"):
+        paired_interval([1.0])
