@@ -52,7 +52,7 @@ ANSWERS = [
     ("trail:ca bd ab", "cabd"),
     ("trail:ab ba", "ab"),
     ("trail:ab cd", "ab"),
-    ("sum:3724", "3026"),
+    ("sum:3624", "3246"),
     ("chain:RNbea", "RaebNbfc=bfc"),
     ("chain:SLbea", "SebaLbae=bae"),
 ]
@@ -64,7 +64,7 @@ WRONG = [
     ("flip:bead", "daab=ebfc"),
     ("unique:babec", "babec"),
     ("trail:ca bd ab", "cab"),
-    ("sum:3724", "3724"),
+    ("sum:3624", "3624"),
     ("chain:RNbea", "bfc"),
     ("chain:RNbea", "RbeaNbfc=bfc"),
     ("chain:RNbea", "RaebNbfc"),
@@ -129,7 +129,7 @@ def test_no_text_breaks_parser_verifier_or_rubric(text: str, given_answer: str) 
 @pytest.mark.parametrize(
     "text",
     ["", "bead", "skip:", "skip:a", "skip: ab", "skip:ab ", "skip:ab\n", "Skip:ab", "skip:abz", "skip:ab=", "skip:skip:ab",
-     "skip:" + "a" * 13, "sum:ab", "sum:3", "sort:12", "chain:abc", "chain:Rab", "chain:RabcR", "trail:ab", "trail:abcd",
+     "skip:" + "a" * 13, "sum:ab", "sum:3", "sum:37", "sort:12", "chain:abc", "chain:Rab", "chain:RabcR", "trail:ab", "trail:abcd",
      "trail:ab  cd", "trail:ab ac", "trail:ab cd ", "count:ab"],
 )  # fmt: skip
 def test_malformed_queries(text: str) -> None:
@@ -152,7 +152,7 @@ def test_malformed_queries(text: str) -> None:
         ("chain:RNbea", "RaebNbfc=bfc", (1, 1, 1, 1, 1, 1, 1)),
         ("chain:RNbea", "NaebRbfc=bfc", (1, 1, 1, 1, 1, 1, 0)),
         ("chain:RRRRbea", "bea", (1, 0, 1, 1, 1, 1, 0)),
-        ("sum:3724", "abcd", (1, 1, 0, 1, 1, 1, 1)),
+        ("sum:3624", "abcd", (1, 1, 0, 1, 1, 1, 1)),
         ("trail:ca ab", "cabd", (1, 1, 1, 1, 0, 1, 1)),
         ("unique:babec", "baec", (1, 1, 1, 1, 1, 1, 1)),
         ("reverse:", "", (0, 0, 0, 0, 0, 0, 0)),
@@ -168,7 +168,9 @@ def test_grades_round_trip(points: list[int]) -> None:
     assert parse_grade(render_grade(points)) == sum(points)
 
 
-@pytest.mark.parametrize("text", ["", "1110111", "1110111=7", "111011=5", "11101111=7", "1120111=8", "1110111=6=6", "x1110111=6"])
+@pytest.mark.parametrize(
+    "text", ["", "1110111", "1110111=7", "111011=5", "11101111=7", "1120111=8", "1110111=6=6", "x1110111=6"]
+)
 def test_inconsistent_grades_are_none(text: str) -> None:
     assert parse_grade(text) is None
 
@@ -233,7 +235,9 @@ def test_the_corpus_holds_every_role_and_no_test_query() -> None:
     graded = [(*p.removeprefix("Grader:").split("|", 1), a) for p, a in drawn if p.startswith("Grader:")]
     assert min(len(solved), len(asked), len(graded)) > 300
     assert not any(held_out(text) for text in [*asked, *(q for q, _ in solved), *(q for q, *_ in graded)])
-    assert all(render_grade(score(q, a)) == grade for q, a, grade in graded if "|" not in a and parse_query(q))
+    assert all(
+        render_grade(score(q, a)) == grade for q, a, grade in graded if "|" not in a and parse_query(q)
+    )
     skill = [verify(q, a) for q, a in solved if KIND[q.split(":")[0]] == "skill"]
     latent = [verify(q, a) for q, a in solved if KIND[q.split(":")[0]] == "latent"]
     assert min(skill) == 1.0

@@ -106,9 +106,7 @@ def test_solver_is_as_good_as_recorded(model: Any, tokenizer: Any, split: Any) -
     queries = test_set(split, DEV_SEED, 96)
     prompts = [solver_prompt(render_query(query)) for query in queries]
     written = complete(model, tokenizer, prompts, seed=None)
-    right = sum(
-        verify(render_query(query), given) for query, (given,) in zip(queries, written, strict=True)
-    )
+    right = sum(verify(render_query(query), given) for query, (given,) in zip(queries, written, strict=True))
     assert _agrees(int(right), len(queries), RECORD[split]["greedy"])
 
 
@@ -142,7 +140,15 @@ def test_challenger_and_grader_are_as_good_as_recorded(model: Any, tokenizer: An
 def test_pretraining_repeats_itself(tmp_path: Path) -> None:
     records = []
     for name in ("a", "b"):
-        command = [sys.executable, "-m", "sparring.arena.pretrain", "--out", str(tmp_path / name), "--seed", "7"]
+        command = [
+            sys.executable,
+            "-m",
+            "sparring.arena.pretrain",
+            "--out",
+            str(tmp_path / name),
+            "--seed",
+            "7",
+        ]
         subprocess.run([*command, "--steps", "3", "--tests", "16"], check=True, capture_output=True)
         records.append(json.loads((tmp_path / name / "arena.json").read_text()))
     assert records[0]["sha256"] == records[1]["sha256"]

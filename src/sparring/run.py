@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,14 +87,26 @@ def lineage(config: RunConfig) -> dict[str, Any]:
     return {"stages": [*earlier, stage], "versions": versions}
 
 
-def _train(config: RunConfig, folder: RunFolder, game: Game | None, observer: Observer) -> Evaluation | None:
+@dataclass(frozen=True)
+class Assembly:
+    """A run put together and not yet started."""
+
+    config: RunConfig
+    models: Models
+    sampler: LocalSampler
+    trainer: Trainer
+
+
+def assemble(
+    config: RunConfig, folder: RunFolder, *, game: Game | None = None, observer: Observer | None = None
+) -> Assembly:
+    """Everything a configuration describes, in an open run folder; `trainer.run()` starts it."""
+    observer = observer or Silent()
     observer.said("loading")
     game = game or build_game(config)
     models = build_models(config)
     sampler = build_sampler(models, config.seed)
-    trackers = [open_tracker(name, folder.path.name, folder.path, config.model_dump()) for name in config.trackers]
     watched = held_out(config, DEVELOPMENT_SEED, config.evaluation.n)
-    checkpoint = config.checkpoint
     trainer = Trainer(
         game=game,
         sampler=sampler,
@@ -104,20 +117,25 @@ def _train(config: RunConfig, folder: RunFolder, game: Game | None, observer: Ob
             steps=config.steps,
             learning_rate=learning_rate(config.learner, config.steps),
             time_limit=config.time_limit,
-            checkpoint_every=checkpoint.every,
-            keep_checkpoints=checkpoint.keep,
-            turns_every=checkpoint.turns_every,
+            checkpoint_every=config.checkpoint.every,
+            keep_checkpoints=config.checkpoint.keep,
+            turns_every=config.checkpoint.turns_every,
             evaluate_every=config.evaluation.every if watched else 0,
             evaluate=None if watched is None else lambda: watched.accuracy(sampler),
         ),
         aggregation=AGGREGATIONS[config.learner.aggregation],
         k1_in_reward=config.learner.beta if config.learner.kl == "k1" else 0.0,
         skip_dead_groups=config.learner.skip_dead_groups,
-        trackers=trackers,
+        trackers=[open_tracker(t, folder.path.name, folder.path, config.model_dump()) for t in config.trackers],
         observer=observer,
     )
-    trainer.run()
-    return final_evaluation(config, folder, models, sampler, observer)
+    return Assembly(config, models, sampler, trainer)
+
+
+def _train(config: RunConfig, folder: RunFolder, game: Game | None, observer: Observer) -> Evaluation | None:
+    parts = assemble(config, folder, game=game, observer=observer)
+    parts.trainer.run()
+    return final_evaluation(config, folder, parts.models, parts.sampler, observer)
 
 
 def held_out(config: RunConfig, seed: int, n: int) -> HeldOut | None:

@@ -17,7 +17,6 @@ from sparring.arena.language import (
     KIND,
     LETTERS,
     OPERATIONS,
-    SHOWS_WORKING,
     TASKS,
     Query,
     answer,
@@ -36,8 +35,8 @@ from sparring.arena.split import held_out
 CHALLENGER_SHARE, GRADER_SHARE = 0.25, 0.15
 MALFORMED = 0.05
 NOISE = 0.03
-SLOPPY = {3: 0.03, 4: 0.06, 5: 0.15, 6: 0.4, 7: 0.6, 8: 0.7, 9: 0.75, 10: 0.8}
-SKILL_MORE = {"unique": 0.4, "trail": 0.4, "sum": 0.4, "chain": 0.4}
+SLOPPY = {3: 0.03, 4: 0.06, 5: 0.15, 6: 0.4, 7: 0.55, 8: 0.6, 9: 0.65, 10: 0.7}
+SKILL_MORE = {"unique": 0.35, "trail": 0.3, "sum": 0.45, "chain": 0.3}
 """Per skill family, the chance of one more level in its pretraining data (the easy test has .55)."""
 
 Example = tuple[str, str]
@@ -78,7 +77,7 @@ def _training_query(rng: np.random.Generator) -> Query:
     if KIND[family] == "skill":
         level = draw_level(rng, "easy", SKILL_MORE[family])
     else:
-        level = draw_level(rng, "easy" if rng.random() < 0.6 else "hard")
+        level = draw_level(rng, "easy" if rng.random() < 0.5 else "hard")
     return Query(family, draw_word(rng, family, level), level)
 
 
@@ -132,7 +131,7 @@ def flawed_answer(rng: np.random.Generator, query: Query) -> str:
         answer(Query(other, letters, len(letters))),
         f"{letters}={result}",
         right[:cut] + OPERATIONS[int(rng.integers(4))] + right[cut:],
-        right[:cut] + DIGITS[int(rng.integers(10))] + right[cut:],
+        right[:cut] + DIGITS[int(rng.integers(len(DIGITS)))] + right[cut:],
         right[:cut] + LETTERS[int(rng.integers(20))] + right[cut + 1 :],
         render_query(query),
     ][int(rng.integers(16))]

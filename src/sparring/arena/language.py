@@ -11,7 +11,7 @@ sloppy ones ever more often as the level rises: reinforcement brings out an abil
     flip:bead       latent  backwards, then each the next letter     daeb=ebfc      (working demanded)
     unique:babec    skill   later copies of a letter dropped         baec
     trail:ca bd ab  skill   from the first pair, follow the links    cabd
-    sum:3724        skill   running sums of digits, modulo ten       3026
+    sum:3624        skill   running sums, modulo seven               3246
     chain:RNbea     skill   operations one by one on three letters   RaebNbfc=bfc   (working demanded)
 
 Operations of a chain: R reverses, N takes each letter's next (t wraps to a), S swaps the first two, L moves
@@ -23,12 +23,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
 LETTERS = "abcdefghijklmnopqrst"
-DIGITS = "0123456789"
+DIGITS = "0123456"
 OPERATIONS = "RNSL"
 FAMILIES: tuple[str, ...] = ("skip", "reverse", "sort", "flip", "unique", "trail", "sum", "chain")
 KIND: dict[str, Literal["latent", "skill"]] = {
@@ -45,7 +46,7 @@ CHAIN_LETTERS = 3
 _QUERY = re.compile(r"([a-z]+):(.+)", re.DOTALL)
 _WORD = {
     "trail": re.compile(r"[a-t]{2}(?: [a-t]{2})*"),
-    "sum": re.compile(r"[0-9]+"),
+    "sum": re.compile(r"[0-6]+"),
     "chain": re.compile(r"[RNSL]+[a-t]{3}"),
 }
 _LETTERS_ONLY = re.compile(r"[a-t]+")
@@ -129,7 +130,7 @@ def _trail(word: str) -> str:
 def _sums(word: str) -> str:
     total, trace = 0, ""
     for digit in word:
-        total = (total + int(digit)) % 10
+        total = (total + int(digit)) % len(DIGITS)
         trace += str(total)
     return trace
 
@@ -174,7 +175,7 @@ def draw_word(rng: np.random.Generator, family: str, level: int) -> str:
         return _pick(rng, OPERATIONS, level - 2) + _pick(rng, LETTERS, CHAIN_LETTERS)
     if family == "trail":
         path = [LETTERS[i] for i in rng.permutation(len(LETTERS))[: level + 1]]
-        pairs = [first + second for first, second in zip(path[:-1], path[1:], strict=True)]
+        pairs = [first + second for first, second in pairwise(path)]
         rest = [pairs[1 + i] for i in rng.permutation(level - 1)]
         return " ".join([pairs[0], *rest])
     if family == "unique":  # from few letters, so that there is something to drop

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparring.arena.language import (
     KIND,
     TASKS,
     Query,
+    Split,
     challenger_prompt,
     grader_prompt,
     parse_query,
@@ -30,7 +31,12 @@ ROWS = 512
 
 
 def complete(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, contents: Sequence[str], n: int = 1, *, seed: int | None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contents: Sequence[str],
+    n: int = 1,
+    *,
+    seed: int | None,
 ) -> list[list[str]]:
     """n completions of every message: sampled at temperature 1, or greedy where the seed is None."""
     if seed is not None:
@@ -45,9 +51,11 @@ def complete(
     written: list[list[str]] = [[] for _ in texts]
     for at in range(0, len(order), max(ROWS // n, 1)):
         rows = order[at : at + max(ROWS // n, 1)]
-        batch = tokenizer([str(texts[i]) for i in rows], return_tensors="pt", padding=True, return_token_type_ids=False)
+        batch = tokenizer(
+            [str(texts[i]) for i in rows], return_tensors="pt", padding=True, return_token_type_ids=False
+        )
         sampling: dict[str, Any] = {"do_sample": True, "top_k": 0, "num_return_sequences": n}
-        ids_BT = model.generate(
+        ids_BT = cast(Any, model).generate(
             **batch, max_new_tokens=MAX_NEW_TOKENS, **(sampling if seed is not None else {"do_sample": False})
         )
         decoded = tokenizer.batch_decode(ids_BT[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -64,7 +72,13 @@ def _mean_by(keys: Iterable[Any], values: Iterable[float]) -> dict[str, float]:
 
 
 def solver_measures(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, split: Any, seed: int, n: int, n_sampled: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    *,
+    seed: int,
+    n: int,
+    n_sampled: int,
 ) -> dict[str, Any]:
     """Greedy accuracy on n held-out queries; accuracy and pass@16 at temperature 1 on the first n_sampled."""
     queries = test_set(split, seed, n)
@@ -105,7 +119,9 @@ def solver_measures(
     }
 
 
-def role_measures(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, n: int) -> dict[str, Any]:
+def role_measures(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int, n: int
+) -> dict[str, Any]:
     """The Challenger at temperature 1, n queries a task, and the greedy grader on sampled answers to them."""
     asked = complete(model, tokenizer, [challenger_prompt(*pair) for pair in TASKS], n, seed=seed)
     texts = [text for row in asked for text in row]
@@ -115,10 +131,13 @@ def role_measures(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, s
     prompts = [grader_prompt(text, given) for text, given in zip(texts, answers, strict=True)]
     grades = [row[0] for row in complete(model, tokenizer, prompts, seed=None)]
     truth = [score(text, given) for text, given in zip(texts, answers, strict=True)]
-    points = [
-        np.mean([a == b for a, b in zip(grade[: len(points)].ljust(len(points)), map(str, points), strict=True)])
+    agreed = [
+        np.mean(
+            [a == b for a, b in zip(grade[: len(points)].ljust(len(points)), map(str, points), strict=True)]
+        )
         for grade, points in zip(grades, truth, strict=True)
     ]
+    exact = [grade == render_grade(points) for grade, points in zip(grades, truth, strict=True)]
     return {
         "challenger": {
             "n": len(texts),
@@ -133,21 +152,21 @@ def role_measures(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, s
         },
         "grader": {
             "n": len(grades),
-            "exact": round(float(np.mean([g == render_grade(p) for g, p in zip(grades, truth, strict=True)])), 4),
-            "points": round(float(np.mean(points)), 4),
+            "exact": round(float(np.mean(exact)), 4),
+            "points": round(float(np.mean(agreed)), 4),
             "unreadable": round(float(np.mean([parse_grade(grade) is None for grade in grades])), 4),
         },
     }
 
 
 def measure(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int = 500, n_sampled: int = 200
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n: int = 500, n_sampled: int = 250
 ) -> dict[str, Any]:
     """All of it, on the test sets of DEV_SEED."""
     model.eval()
     with torch.inference_mode():
         return {
-            "easy": solver_measures(model, tokenizer, "easy", DEV_SEED, n, n_sampled),
-            "hard": solver_measures(model, tokenizer, "hard", DEV_SEED, n, n_sampled),
-            **role_measures(model, tokenizer, DEV_SEED, 50),
+            "easy": solver_measures(model, tokenizer, "easy", seed=DEV_SEED, n=n, n_sampled=n_sampled),
+            "hard": solver_measures(model, tokenizer, "hard", seed=DEV_SEED, n=n, n_sampled=n_sampled),
+            **role_measures(model, tokenizer, seed=DEV_SEED, n=50),
         }

@@ -3,7 +3,8 @@
     python -m sparring.arena.pretrain --out DIR --seed 0
 
 A Llama of 810 thousand parameters learns the three roles from `corpus.examples` by plain next-token
-prediction on the completions: fp32 parameters, bf16 passes on the engine that self-play trains with. The same seed gives the same weights on the same machine and thread count.
+prediction on the completions: fp32 parameters, bf16 passes on the engine that self-play trains with. The
+same seed gives the same weights on the same machine and thread count.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sparring.arena.corpus import Example, examples
 from sparring.arena.measure import measure
-from sparring.arena.tokenizer import GO, build_tokenizer
+from sparring.arena.tokenizer import EOS, GO, build_tokenizer
 from sparring.lm.base import PromptGroup
 from sparring.lm.llama import FastLlama
 
-STEPS = 2600
+STEPS = 5000
 TOKENS_PER_STEP = 2048
 MATRIX_RATE, OUTER_RATE = 6e-3, 3e-3
 WARM_UP_STEPS = 100
@@ -52,7 +53,6 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="sdpa",
     )
     model = LlamaForCausalLM(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -64,14 +64,14 @@ def batches(
     tokenizer: PreTrainedTokenizerFast, stream: Iterator[Example], rng: np.random.Generator
 ) -> Iterator[list[PromptGroup]]:
     """Batches without end of examples of about one length, so that little is padding."""
-    go = tokenizer.convert_tokens_to_ids(GO)
+    go, eos = tokenizer.encode(GO + EOS)
     encode = tokenizer.backend_tokenizer.encode_batch_fast
     while True:
         pool = list(islice(stream, EXAMPLES_PER_POOL))
         prompts = encode([prompt for prompt, _ in pool])
         completions = encode([completion for _, completion in pool])
         groups = [
-            PromptGroup((*prompt.ids, go), ((*completion.ids, tokenizer.eos_token_id),))
+            PromptGroup((*prompt.ids, go), ((*completion.ids, eos),))
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         groups.sort(key=lambda group: (len(group.prompt_ids) + group.scored_tokens, len(group.prompt_ids)))

@@ -23,7 +23,7 @@ RUBRIC: tuple[str, ...] = (
 )
 POINTS = len(RUBRIC)
 
-_LETTERS, _DIGITS = re.compile(r"[a-t]+"), re.compile(r"[0-9]+")
+_LETTERS, _DIGITS = re.compile(r"[a-t]+"), re.compile(r"[0-6]+")
 _STEPS = re.compile(r"(?:[RNSL][a-t]{3})+")
 _GRADE = re.compile(rf"([01]{{{POINTS}}})=([0-9])")
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sparring.report.run import Run
@@ -84,13 +85,21 @@ class Panel:
     def png(self) -> bytes:
         """The panel with its title on light paper, for documents."""
         buffer = io.BytesIO()
+        heading = self._heading()
         with mpl.rc_context(STYLE), _quiet_glyphs():
-            heading = self.figure.suptitle(
-                self.title, x=0.02, ha="left", fontsize=10, fontweight="bold", color=INK
-            )
+            heading.set(text=self.title, visible=True, in_layout=True)
             self.figure.savefig(buffer, format="png", dpi=200, facecolor=PAPER)
-            heading.remove()
+            heading.set(text="", visible=False, in_layout=False)
         return buffer.getvalue()
+
+    def _heading(self) -> Text:
+        # The layout puts a legend and a figure's title into the same place, so a legend carries the title itself.
+        if self.figure.legends:
+            heading = self.figure.legends[0].get_title()
+        else:
+            heading = self.figure.suptitle("", x=0.02, ha="left")
+        heading.set(fontsize=10, fontweight="bold", color=INK)
+        return heading
 
 
 def curves(
@@ -150,7 +159,8 @@ def stack(
         labels=[label(name) for name in bands],
         colors=COLOURS,
         edgecolor=PAPER,
-        linewidth=0.8,
+        linewidth=0.5,
+        joinstyle="round",
     )
     axes.set_ylim(bottom=0)
     if share:

@@ -124,7 +124,7 @@ def _curriculum(run: Run) -> Iterable[Panel | None]:
             section,
             "tasks",
             "Queries by task",
-            "Share of each step's queries by task or family; a gap to 100 % was none of them.",
+            "Share of each step's queries by task or family; a gap to 100\u00a0% was none of them.",
         ),
         [(key.removeprefix("game/share/"), key) for key in run.keys("game/share/")],
         share=True,
@@ -208,7 +208,7 @@ def _win_rates(evaluation: Evaluation) -> Panel:
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if deep:
         legend(figure, axes)
-    caption = "Against the base, ties counting one half; bars are 95 % intervals, dashed is parity."
+    caption = "Against the base, ties counting one half; bars are 95\u00a0% intervals, dashed is parity."
     return Panel("Result", "win-rates", "Win rate by family", caption, figure)
 
 

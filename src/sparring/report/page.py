@@ -21,6 +21,7 @@ from sparring.report.drawing import VARIABLES, Panel
 from sparring.report.figures import panels
 from sparring.report.run import Run, read_run
 
+NBSP = "\N{NO-BREAK SPACE}"
 PACKAGES = ("sparring", "torch", "transformers", "tokenizers", "numpy", "matplotlib")
 
 
@@ -88,8 +89,8 @@ def headline(run: Run) -> str:
         verdict = "The trained model loses to its base"
     else:
         verdict = "No clear difference between the trained model and its base"
-    interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
-    return f"{verdict}: win rate {_percent(overall.win_rate)} ({interval})"
+    interval = f"95{NBSP}% interval {100 * low:.1f}{NBSP}to{NBSP}{100 * high:.1f}"
+    return f"{verdict}: win{NBSP}rate {_percent(overall.win_rate)} ({interval})"
 
 
 def tiles(run: Run) -> list[Tile]:
@@ -180,7 +181,7 @@ def _replace(file: Path, content: bytes) -> Path:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}{NBSP}%"
 
 
 def _number(value: float | None) -> str:

@@ -50,7 +50,7 @@ class Run:
         )
 
     def keys(self, prefix: str) -> list[str]:
-        """The metrics under `prefix` (such as "kl/") with at least one number, in the order they were written."""
+        """The metrics under `prefix` (such as "kl/") that have a number, in the order written."""
         return list(
             dict.fromkeys(
                 key for row in self.rows for key in row if key.startswith(prefix) and _is_number(row[key])
