@@ -1,4 +1,4 @@
-"""A sampler that replies by a script, at the `Sampler` protocol's boundary, and an optimiser that keeps what it is given.
+"""A sampler that replies by a script, at the `Sampler` protocol's boundary; an optimiser that records.
 
 Texts become ids letter by letter, so that a test writes games as text and trains on the ids.
 """
@@ -26,7 +26,7 @@ def ids_of(text: str) -> tuple[int, ...]:
 
 
 class ScriptedSampler:
-    """Replies from lists, one list a role (and one for the reference: "challenger/reference"), taken in order."""
+    """Replies from lists, one a role (the reference's: "challenger/reference"), taken in order."""
 
     def __init__(self, replies: Mapping[str, Iterable[str]], *, step: int = 1, seed: int = 0) -> None:
         self.step, self.seed = step, seed
@@ -38,7 +38,9 @@ class ScriptedSampler:
     ) -> list[Turn]:
         """The next len(prompts) * n replies of the role's list."""
         self.asked.append((role.name, len(prompts) * n, model))
-        replies = self._replies[role.name if model == "policy" else f"{role.name}/{model}"] if prompts else iter(())
+        replies = (
+            self._replies[role.name if model == "policy" else f"{role.name}/{model}"] if prompts else iter(())
+        )
         return [turn_of(role, prompt, next(replies), model) for prompt in prompts for _ in range(n)]
 
     def rng(self, purpose: str) -> np.random.Generator:
@@ -97,5 +99,5 @@ class Recorder(torch.optim.Optimizer):
 
 def relative_error(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
     """‖got − want‖ / ‖want‖ over all tensors together."""
-    squares = [((a - b).double().square().sum(), b.double().square().sum()) for a, b in zip(got, want, strict=True)]
-    return float((sum(s[0] for s in squares) / sum(s[1] for s in squares)) ** 0.5)
+    a, b = (torch.cat([tensor.detach().double().flatten() for tensor in tensors]) for tensors in (got, want))
+    return float((a - b).norm() / b.norm())

@@ -52,7 +52,7 @@ ANSWERS = [
     ("trail:ca bd ab", "cabd"),
     ("trail:ab ba", "ab"),
     ("trail:ab cd", "ab"),
-    ("sum:3624", "3246"),
+    ("sum:3624", "3241"),
     ("chain:RNbea", "RaebNbfc=bfc"),
     ("chain:SLbea", "SebaLbae=bae"),
 ]

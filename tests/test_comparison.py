@@ -125,3 +125,10 @@ def test_table_reads_at_100_columns_in_order() -> None:
     assert "6000/3000/0" in overall
     assert "33.3%" in overall
     assert "+66.7" in overall
+
+
+def test_subset_names_are_no_markup() -> None:
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(table(compare([Outcome("1", ("[red]odd",), 0, 1)])))
+    assert "[red]odd" in capture.get()

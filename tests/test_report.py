@@ -61,7 +61,7 @@ def metrics_row(step: int, steps: int, rng: np.random.Generator) -> dict[str, An
         "game/dead_groups": float(np.clip(0.4 - 0.2 * progress + 0.1 * noise[3], 0, 1)),
         "game/distinct_queries": float(np.clip(0.98 - 0.1 * progress, 0, 1)),
         "game/query_length": 9 + 3 * progress + 0.4 * noise[4],
-        "game/answer_length": 7 + 2 * progress + 0.3 * noise[5],
+        "length/solver": 7 + 2 * progress + 0.3 * noise[5],
         "game/level": 4 + 3 * progress + 0.4 * noise[6],
         **{f"game/share/{family}": float(share) for family, share in zip(FAMILIES, shares, strict=True)},
         "reward/solver": 0.4,
@@ -99,7 +99,7 @@ def turn_rows(step: int, text: str | None = None) -> list[dict[str, Any]]:
                 "parts": json.dumps(parts),
                 "advantage": None if payoff is None else payoff - 0.5,
                 "trained": parent < 0 or payoff is not None,
-                "info": json.dumps({"family": "reverse", "level": 4}),
+                "info": json.dumps({"query": {"family": "reverse", "level": 4, "problem": None}}),
             }
         )
         return len(rows) - 1
@@ -143,7 +143,7 @@ def make_run(folder: Path, steps: int = 60, attack: str | None = None) -> Path:
         f"recipe: lsp\nn_queries: 8\nseed: 3\ntask: {json.dumps(attack or 'words')}\n"
     )
     (folder / "lineage.json").write_text(
-        json.dumps({"base": {"model": "arena", "sha256": "ab12"}, "stage": "lsp"})
+        json.dumps({"base": {"sha256": "ab12"}, "stages": [{"recipe": "lsp"}]})
     )
     for step in (1, steps // 2, steps):
         write_turns(folder / "turns", step, turn_rows(step, attack))
@@ -168,8 +168,11 @@ def test_page_is_whole_and_says_the_result(attacked: tuple[Path, str]) -> None:
     assert "Late: step 60" in text
     assert "n_queries: 8" in text
     assert "base.sha256" in text
+    assert "stages.1.recipe" in text
     assert "and 1 more" in text
     assert "not trained" in text
+    assert "family reverse, level 4" in text
+    assert "problem" not in text
     assert "What is missing here" not in text
     rows = [tag for tag, _ in page.tags].count("tr")
     assert rows == 1 + 1 + 2 + 2 * len(FAMILIES)
@@ -214,6 +217,8 @@ def test_pngs_are_there_and_not_blank(attacked: tuple[Path, str]) -> None:
         image = matplotlib.image.imread(file)
         assert image.shape[1] > 800
         assert image[..., :3].std() > 0.02, file.name
+        heading = image[: image.shape[0] // 12, : image.shape[1] // 4, :3]
+        assert heading.min() < 0.4, f"{file.name} has no title"
 
 
 def test_metrics_alone_make_a_page_and_say_what_is_missing(tmp_path: Path) -> None:
@@ -241,6 +246,10 @@ def test_metrics_alone_make_a_page_and_say_what_is_missing(tmp_path: Path) -> No
             "metrics.jsonl",
             '{"step": 1, "game/V": "high", "kl/solver": null, "game/share/a": null, "seconds/play": NaN}\n',
         ),
+        (
+            "metrics.jsonl",
+            '{"step": 1, "seconds/update": "x"}\n{"step": 2, "seconds/update": 1, "lr": 1e999}\n',
+        ),
         ("evaluation.json", "{"),
         ("evaluation.json", '{"schema": 9}'),
         ("lineage.json", "[]"),
@@ -253,6 +262,27 @@ def test_damaged_parts_are_said(tmp_path: Path, name: str, content: str) -> None
     assert "What is missing here" in text
     if name in ("evaluation.json", "lineage.json"):
         assert f"{name} could not be read" in text
+
+
+@pytest.mark.parametrize(
+    ("pairs", "sentence"),
+    [
+        ([(0, 1)] * 30 + [(1, 1)] * 10, "The trained model beats its base: win rate 87.5 %"),
+        ([(1, 0)] * 30 + [(1, 1)] * 10, "The trained model loses to its base: win rate 12.5 %"),
+        (
+            [(1, 0), (0, 1)] * 10,
+            "No clear difference between the trained model and its base: win rate 50.0 %",
+        ),
+        ([(1, 1)] * 5, "No difference seen: all 5 items are ties"),
+    ],
+)
+def test_headline_says_no_more_than_the_interval(
+    tmp_path: Path, pairs: list[tuple[int, int]], sentence: str
+) -> None:
+    outcomes = [Outcome(str(number), (), base, own) for number, (base, own) in enumerate(pairs)]
+    (tmp_path / "evaluation.json").write_text(json.dumps(compare(outcomes).to_json()))
+    text = " ".join(Page(write_report(tmp_path).read_text()).text.split())
+    assert sentence in text
 
 
 def test_damaged_turns_are_said_and_the_others_shown(tmp_path: Path) -> None:

@@ -31,13 +31,17 @@ datasets = pytest.importorskip("datasets", reason="TRL reads its prompts from da
 
 N, G, LENGTH, BETA = 3, 4, 12, 0.04
 QUERIES = ("w5 w6 w7", "w8 w9 w10 w11 w12 w13", "w20")
-TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}w3 {% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}w3 {% endif %}"
+)
 
 
 def reward_by_ids(completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], bonus: Sequence[float],
                   **kwargs: Any) -> list[float]:  # fmt: skip
     """TRL's signature; a reward with spread: how many even ids, and the row's own column."""
-    return [sum(i % 2 == 0 for i in ids) / 7 + b * len(ids) for ids, b in zip(completion_ids, bonus, strict=True)]
+    return [
+        sum(i % 2 == 0 for i in ids) / 7 + b * len(ids) for ids, b in zip(completion_ids, bonus, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", chat_template=TEMPLATE
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        chat_template=TEMPLATE,
     )
     fast.save_pretrained(path)
     model = tiny_llama(0, kv_heads=2)
@@ -91,10 +99,13 @@ class Replay:
 
     step, seed = 1, 0
 
-    def __init__(self, renderer: Renderer, prompts: Sequence[tuple[int, ...]], completions: list[tuple[int, ...]]) -> None:
+    def __init__(
+        self, renderer: Renderer, prompts: Sequence[tuple[int, ...]], completions: list[tuple[int, ...]]
+    ) -> None:
         self._renderer = renderer
         self._said: dict[tuple[int, ...], Iterator[tuple[int, ...]]] = {
-            prompt: iter([c for p, c in zip(prompts, completions, strict=True) if p == prompt]) for prompt in prompts
+            prompt: iter([c for p, c in zip(prompts, completions, strict=True) if p == prompt])
+            for prompt in prompts
         }
 
     def sample(
@@ -109,7 +120,9 @@ class Replay:
         prompt_ids = self._renderer.encode(prompt.messages)
         ids = next(self._said[prompt_ids])
         text = self._renderer.decode(ids)
-        return Turn(role, prompt, prompt_ids, ids, np.zeros(len(ids), np.float32), text, "stop", info=prompt.info)
+        return Turn(
+            role, prompt, prompt_ids, ids, np.zeros(len(ids), np.float32), text, "stop", info=prompt.info
+        )
 
 
 def unpadded(ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> list[tuple[int, ...]]:
@@ -117,7 +130,9 @@ def unpadded(ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> list[tuple[int, ...
 
 
 @pytest.mark.parametrize("scale", ["none", "group"])
-@pytest.mark.parametrize(("loss_type", "temperature"), [("grpo", 1.0), ("dapo", 1.0), ("dr_grpo", 1.0), ("dapo", 0.7)])
+@pytest.mark.parametrize(
+    ("loss_type", "temperature"), [("grpo", 1.0), ("dapo", 1.0), ("dr_grpo", 1.0), ("dapo", 0.7)]
+)
 @pytest.mark.filterwarnings("ignore")  # the warnings are the oracle's own
 def test_loss_and_gradient_are_trls(
     folder: Path, tmp_path: Path, loss_type: str, scale: str, temperature: float

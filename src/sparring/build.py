@@ -80,8 +80,7 @@ def build_models(config: RunConfig, *, trainable: bool = True) -> Models:
     tokenizer = load_tokenizer(path, _chat_template(settings), revision=settings.revision)
     reference = None
     if needs_reference(config):
-        start = model if settings.reference is None else load_model(locate(settings.reference), device=device)
-        frozen = frozen_copy(start) if start is model else start
+        frozen = frozen_copy(model) if settings.reference is None else _other_reference(settings, model, device)
         reference = open_lm(frozen, dtype, trainable=False, path=settings.engine)
     return Models(
         model,
@@ -105,7 +104,7 @@ def build_sampler(models: Models, seed: int) -> LocalSampler:
     return LocalSampler(models.policy, models.reference, models.renderer, stop_ids=models.stop_ids, seed=seed)
 
 
-def build_learner(models: Models, config: RunConfig) -> Learner:
+def build_learner(models: Models, config: RunConfig, game: Game) -> Learner:
     """Optimiser and learner over a run's models."""
     c = config.learner
     optimizer = torch.optim.AdamW(
@@ -115,15 +114,10 @@ def build_learner(models: Models, config: RunConfig) -> Learner:
         weight_decay=c.weight_decay,
         fused=True,
     )
-    temperatures = {config.game.solver.temperature} | (
-        {config.game.challenger.temperature} if config.game.kind != "grpo" and config.game.alpha > 0 else set()
-    )
-    if len(temperatures) > 1:
-        raise ValueError("game.challenger.temperature and game.solver.temperature must be equal: both are trained")
     update = Update(
         beta=c.beta,
         kl=KL_TERMS[c.kl],
-        temperature=temperatures.pop() or 1.0,
+        temperature=_trained_temperature(game),
         minibatches=c.minibatches,
         epochs=c.epochs,
         clip_low=c.clip_low,
@@ -237,20 +231,46 @@ def _chat_template(settings: ModelConfig) -> str | None:
     return prompts.from_file(settings.chat_template, "model.chat_template")
 
 
+def _other_reference(settings: ModelConfig, model: PreTrainedModel, device: str) -> PreTrainedModel:
+    assert settings.reference is not None
+    other = load_model(locate(settings.reference), device=device, attention=settings.attention)
+    sizes = [m.config.vocab_size for m in (model, other)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"model.reference {settings.reference} has a vocabulary of {sizes[1]} tokens and model.path "
+            f"{settings.path} one of {sizes[0]}: take a reference with the same tokenizer"
+        )
+    return other
+
+
+def _trained_temperature(game: Game) -> float:
+    """The one temperature that trained roles are sampled and scored at (greedy ones are scored at 1)."""
+    found = {role.name: role.sampling.temperature for role in game.roles if role.weight > 0}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"game.{name}.temperature is {value:g}" for name, value in found.items())
+        raise ValueError(f"roles that are trained must have one temperature, but {listed}: set them equal")
+    return next(iter(found.values()), 1.0) or 1.0
+
+
 def _longest_prompt(model: PreTrainedModel, config: RunConfig) -> int | None:
+    """Most tokens of a prompt; None where the model names no context.
+
+    Replies become part of later prompts (the grader reads query and answer), so they must fit one context together:
+    better refused here than in the middle of a run.
+    """
     context = getattr(model.config, "max_position_embeddings", None)
     if context is None:
         return None
-    roles = [config.game.solver]
-    if config.game.kind != "grpo":
-        roles += [config.game.challenger, config.game.grader]
-    longest = max(role.max_new_tokens for role in roles)
-    if longest >= context:
-        raise ValueError(
-            f"max_new_tokens ({longest}) leaves no room for a prompt in the model's context of {context} tokens: "
-            "lower game.solver.max_new_tokens, game.challenger.max_new_tokens or game.grader.max_new_tokens"
-        )
-    return context - longest
+    game = config.game
+    replies = {"solver": game.solver.max_new_tokens}
+    if game.kind in ("lsp", "lsp_zero"):
+        replies["challenger"] = game.challenger.max_new_tokens
+    if game.kind == "lsp" and game.quality.source == "reference":
+        replies["grader"] = game.grader.max_new_tokens
+    if sum(replies.values()) >= context:
+        listed = ", ".join(f"game.{name}.max_new_tokens ({tokens})" for name, tokens in replies.items())
+        raise ValueError(f"{listed} leave no room in the model's context of {context} tokens: lower them")
+    return context - min(replies.values())
 
 
 def _reward(game: GameConfig, domain: Domain) -> Reward | None:

@@ -40,7 +40,7 @@ class PromptSet:
         return len(self.rows)
 
     def at(self, step: int, n: int, seed: int) -> list[Row]:
-        """The n rows of a step (counted from 1): every row once an epoch, the order drawn from (seed, epoch)."""
+        """The n rows of a step (from 1): every row once an epoch, in an order drawn from (seed, epoch)."""
         first = (step - 1) * n
         return [self._row(index, seed) for index in range(first, first + n)]
 
@@ -56,7 +56,8 @@ def load_prompts(path: Path) -> PromptSet:
     """Read a prompt file: columns `prompt`, chat `messages`, or Alpaca's `instruction` and `input`.
 
     Raises:
-        ValueError: no such file, an unknown ending, a row that is no object or has no prompt column (with its number).
+        ValueError: no such file, an unknown ending, a damaged file, or a row (named by its number) that is no
+            object or has no prompt column.
     """
     if not path.is_file():
         raise ValueError(f"there is no prompt file {path}")
@@ -66,17 +67,26 @@ def load_prompts(path: Path) -> PromptSet:
 
 def _read(path: Path) -> list[Any]:
     if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
+        import pyarrow
+        from pyarrow import parquet
 
-        return parquet.read_table(path).to_pylist()
+        try:
+            return parquet.read_table(path).to_pylist()
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{path} is not Parquet: {error}") from error
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
-        records = json.loads(text)
+        try:
+            records = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
         if not isinstance(records, list):
             raise ValueError(f"{path}: expected a JSON list of rows")
         return records
     if path.suffix == ".jsonl":
-        return [_json_line(line, path, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        return [
+            _json_line(line, path, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()
+        ]
     raise ValueError(f"{path}: a prompt file ends in .jsonl, .json or .parquet")
 
 
@@ -89,8 +99,12 @@ def _json_line(line: str, path: Path, number: int) -> Any:
 
 def _row(record: Any, path: Path, number: int) -> Row:
     if not isinstance(record, dict):
-        raise ValueError(f"{path}, row {number} is no object with columns")
+        raise ValueError(f"{path}, row {number} is no object with columns")  # noqa: TRY004 - a user's file
     if isinstance(record.get("messages"), list):
+        if not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in record["messages"]):
+            raise ValueError(
+                f"{path}, row {number}: each of its messages must be an object with role and content"
+            )
         columns = {name: value for name, value in record.items() if name != "messages"}
         # The last assistant message is the answer a data set carries; the prompt ends before it.
         messages = tuple(record["messages"])
@@ -105,5 +119,6 @@ def _row(record: Any, path: Path, number: int) -> Row:
         columns = {name: value for name, value in record.items() if name not in {"instruction", "input"}}
         return Row(f"{text}\n\n{given}" if given else text, None, columns)
     raise ValueError(
-        f"{path}, row {number} has none of the columns prompt, messages, instruction; it has: {', '.join(record)}"
+        f"{path}, row {number} has none of the columns prompt, messages, instruction; "
+        f"it has: {', '.join(record)}"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,12 +23,14 @@ from sparring.build import (
     domain_named,
     learning_rate,
     locate,
+    resolve_device,
     solver_role,
 )
-from sparring.config import RunConfig, validated
+from sparring.config import ChallengeConfig, RunConfig, read_yaml, validated
 from sparring.evaluation.comparison import Evaluation
 from sparring.evaluation.heldout import HeldOut
 from sparring.games.base import Game
+from sparring.lm.load import resolve_dtype
 from sparring.rewards.base import Reward, load_reward
 from sparring.runfolder import RunFolder, write_json_atomic
 from sparring.sampling.local import LocalSampler
@@ -46,23 +47,66 @@ def train(
 
     game: one of your own in place of the configuration's.
     """
-    with RunFolder(out).create(config.to_yaml(), lineage(config)) as folder:
-        return _train(config, folder, game, observer or Silent())
+    config = _resolved(config)
+    with RunFolder(out).create(config.to_yaml(), lineage(config, game)) as folder:
+        observer = observer or Silent()
+        try:
+            parts = assemble(config, folder, game=game, observer=observer)
+        except BaseException:
+            # Nothing was trained: a folder left behind would only refuse the next attempt.
+            _withdraw(folder)
+            raise
+        return _finish(parts, folder, observer)
 
 
 def resume(out: Path, *, game: Game | None = None, observer: Observer | None = None) -> Evaluation | None:
-    """Go on with an interrupted run from its last good checkpoint, as if it had never stopped."""
+    """Go on with an interrupted run from its last good checkpoint, as if it had never stopped.
+
+    Raises:
+        ValueError: the run was started with a game of the caller's own, and it isn't given again.
+    """
     with RunFolder(out).open() as folder:
-        return _train(read_config(folder), folder, game, observer or Silent())
+        observer = observer or Silent()
+        _require_same_game(folder, game)
+        parts = assemble(read_config(folder), folder, game=game, observer=observer)
+        return _finish(parts, folder, observer)
+
+
+def evaluate(
+    config: RunConfig, model: str, base: str, *, n: int | None = None, seed: int | None = None
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Compare two models on a configuration's held-out test: the comparison, and what goes into evaluation.json.
+
+    model, base: model folders, run folders or hub ids, loaded in turn. n: questions a split.
+    seed: of the test set.
+
+    Raises:
+        ValueError: the configuration's domain has no held-out test.
+    """
+    seed = config.evaluation.seed if seed is None else seed
+    test = held_out(config, seed, n or config.evaluation.final_n)
+    if test is None:
+        raise ValueError(
+            f"the {config.game.domain} domain has no held-out test with a verifier: nothing to compare on"
+        )
+    scores = []
+    for path in (base, model):
+        models = build_models(_solver_only(config, path), trainable=False)
+        scores.append(test.scores(build_sampler(models, config.seed).at(0)))
+    evaluation = test.compare(scores[1], scores[0])
+    return evaluation, {**_record(evaluation, config, base, seed), "model": model}
 
 
 def read_config(folder: RunFolder) -> RunConfig:
     """The resolved configuration of a run."""
-    return validated(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
+    return validated(read_yaml(folder.config))
 
 
-def lineage(config: RunConfig) -> dict[str, Any]:
-    """Which model a run starts from, through which stages it came, and with which versions."""
+def lineage(config: RunConfig, game: Game | None = None) -> dict[str, Any]:
+    """Which model a run starts from, through which stages it came, and with which versions.
+
+    game: the caller's own, where one is played in place of the configuration's.
+    """
     start = locate(config.model.path)
     parent = Path(start).parent / "lineage.json"
     earlier: list[Any] = []
@@ -71,7 +115,7 @@ def lineage(config: RunConfig) -> dict[str, Any]:
     stage = {
         "recipe": config.recipe,
         "preset": config.preset,
-        "game": config.game.kind,
+        "game": config.game.kind if game is None else _name_of(game),
         "start": config.model.path,
         "reference": config.model.reference or config.model.path,
         "steps": config.steps,
@@ -85,6 +129,28 @@ def lineage(config: RunConfig) -> dict[str, Any]:
         "python": platform.python_version(),
     }
     return {"stages": [*earlier, stage], "versions": versions}
+
+
+def _name_of(game: Game) -> str:
+    return type(game).__qualname__
+
+
+def _require_same_game(folder: RunFolder, game: Game | None) -> None:
+    played = folder.read_lineage()["stages"][-1]["game"]
+    given = read_config(folder).game.kind if game is None else _name_of(game)
+    if played != given:
+        raise ValueError(f"{folder.path} was started with the game {played}: resume it with that one, not {given}")
+
+
+def _resolved(config: RunConfig) -> RunConfig:
+    """With what `auto` and 0 stand for here: a resumed run must compute as it began, to the bit."""
+    dtype = resolve_dtype(config.model.dtype, resolve_device(config.model.device))
+    return config.model_copy(
+        update={
+            "threads": config.threads or torch.get_num_threads(),
+            "model": config.model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")}),
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -110,7 +176,7 @@ def assemble(
     trainer = Trainer(
         game=game,
         sampler=sampler,
-        learner=build_learner(models, config),
+        learner=build_learner(models, config, game),
         tokenizer=models.tokenizer,
         folder=folder,
         schedule=Schedule(
@@ -132,10 +198,20 @@ def assemble(
     return Assembly(config, models, sampler, trainer)
 
 
-def _train(config: RunConfig, folder: RunFolder, game: Game | None, observer: Observer) -> Evaluation | None:
-    parts = assemble(config, folder, game=game, observer=observer)
+def _withdraw(folder: RunFolder) -> None:
+    """Take a run back that never began; the folder goes too where nothing else lies in it."""
+    for path in (folder.config, folder.lineage):
+        path.unlink(missing_ok=True)
+    folder.close()
+    left = {path.name for path in folder.path.iterdir()}
+    if left <= {".lock"}:
+        (folder.path / ".lock").unlink(missing_ok=True)
+        folder.path.rmdir()
+
+
+def _finish(parts: Assembly, folder: RunFolder, observer: Observer) -> Evaluation | None:
     parts.trainer.run()
-    return final_evaluation(config, folder, parts.models, parts.sampler, observer)
+    return final_evaluation(parts.config, folder, parts.models, parts.sampler, observer)
 
 
 def held_out(config: RunConfig, seed: int, n: int) -> HeldOut | None:
@@ -158,18 +234,32 @@ def final_evaluation(
     if test is None:
         return None
     observer.said("evaluating base and trained model on the held-out test")
-    base = models if models.reference is not None else None
-    if base is None:
-        start = build_models(config, trainable=False)
-        base_scores = test.scores(build_sampler(start, config.seed).at(0))
-    else:
+    if models.reference is not None and config.model.reference is None:
         base_scores = test.scores(sampler.at(0), "reference")
+    else:
+        start = build_models(_solver_only(config, config.model.path), trainable=False)
+        base_scores = test.scores(build_sampler(start, config.seed).at(0))
     evaluation = test.compare(test.scores(sampler.at(0)), base_scores)
-    record: Mapping[str, Any] = {
+    record = _record(evaluation, config, config.model.path, config.evaluation.seed)
+    write_json_atomic(folder.evaluation, record)
+    return evaluation
+
+
+def _record(evaluation: Evaluation, config: RunConfig, base: str, seed: int) -> dict[str, Any]:
+    return {
         **evaluation.to_json(),
-        "base": str(config.model.path),
-        "seed": config.evaluation.seed,
+        "base": base,
+        "seed": seed,
         "temperature": config.evaluation.temperature,
     }
-    write_json_atomic(folder.evaluation, dict(record))
-    return evaluation
+
+
+def _solver_only(config: RunConfig, path: str) -> RunConfig:
+    """The configuration with another model and nothing that needs a frozen reference."""
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"path": path, "reference": None}),
+            "game": config.game.model_copy(update={"kind": "grpo", "challenge": ChallengeConfig()}),
+            "learner": config.learner.model_copy(update={"beta": 0.0}),
+        }
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import copy
+import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from sparring.batching import Aggregation, Example, pack, to_examples
 from sparring.checkpoint import (
     Checkpoint,
+    CheckpointError,
     clear_leftovers,
     flatten_optimizer,
     latest_good,
@@ -25,10 +28,11 @@ from sparring.interrupts import Interrupts
 from sparring.learner import DivergedError, Learner
 from sparring.lm.load import load_model, save_model
 from sparring.losses import k1
-from sparring.runfolder import RunFolder, write_json_atomic
+from sparring.records import Clock, turn_rows
+from sparring.runfolder import RunFolder, RunFolderError, fsync_path, write_json_atomic
 from sparring.sampling.local import LocalSampler
 from sparring.tracking import Tracker
-from sparring.types import Advantages, Payoff, Payoffs, Turn
+from sparring.types import Advantages, Payoffs, Turn
 
 Metrics = dict[str, float]
 
@@ -46,7 +50,9 @@ class Observer(Protocol):
 
     def started(self, step: int, steps: int) -> None: ...
 
-    def stepped(self, step: int, metrics: Mapping[str, float], turns: Sequence[Turn], payoffs: Payoffs) -> None: ...
+    def stepped(
+        self, step: int, metrics: Mapping[str, float], turns: Sequence[Turn], payoffs: Payoffs
+    ) -> None: ...
 
     def said(self, message: str) -> None: ...
 
@@ -57,7 +63,9 @@ class Silent:
     def started(self, step: int, steps: int) -> None:
         """Nothing."""
 
-    def stepped(self, step: int, metrics: Mapping[str, float], turns: Sequence[Turn], payoffs: Payoffs) -> None:
+    def stepped(
+        self, step: int, metrics: Mapping[str, float], turns: Sequence[Turn], payoffs: Payoffs
+    ) -> None:
         """Nothing."""
 
     def said(self, message: str) -> None:
@@ -101,6 +109,8 @@ class Trainer:
     skip_dead_groups: bool = False
     trackers: Sequence[Tracker] = ()
     observer: Observer = field(default_factory=Silent)
+    _saved: int = field(default=-1, init=False)  # step of the newest good checkpoint
+    _began: float = field(default=0.0, init=False)
 
     def run(self) -> int:
         """Train to the end, from the last good checkpoint where there is one; returns the last step.
@@ -109,46 +119,58 @@ class Trainer:
             InterruptedRun: SIGINT or SIGTERM; saved and resumable.
             DivergedError, RewardError, CheckpointError, RunFolderError: saved up to the last checkpoint.
         """
+        try:
+            return self._run()
+        finally:
+            for tracker in self.trackers:
+                tracker.finish()
+
+    def _run(self) -> int:
         step, elapsed = self._resume()
         self.observer.started(step, self.schedule.steps)
-        began = time.monotonic() - elapsed
+        self._began = time.monotonic() - elapsed
         with Interrupts() as interrupts:
             if step == 0:
                 self._record(0, self._evaluation(0), [], {})
-            while step < self.schedule.steps and not self._out_of_time(began):
+            while step < self.schedule.steps and not self._out_of_time():
                 step += 1
                 self._step(step)
                 if interrupts.requested:
-                    self._save(step, time.monotonic() - began)
+                    self._save(step, self.game.state())
                     raise InterruptedRun(interrupts.requested, step)
                 if self.schedule.checkpoint_every and step % self.schedule.checkpoint_every == 0:
-                    self._save(step, time.monotonic() - began)
-        self._save(step, time.monotonic() - began)
-        save_model(self.learner.model, self.tokenizer, self.folder.model)
-        for tracker in self.trackers:
-            tracker.finish()
+                    self._save(step, self.game.state())
+        if self._saved != step:
+            self._save(step, self.game.state())
+        self._export()
         return step
 
     def _step(self, step: int) -> None:
-        clock = _Clock()
-        turns = self.game.play(self.sampler.at(step))
-        clock.lap("play")
-        payoffs = self._with_kl(turns, self.game.payoffs(turns))
-        clock.lap("payoffs")
-        advantages = self.game.baseline(turns, payoffs)
+        clock = Clock()
+        before = copy.deepcopy(self.game.state())
+        try:
+            turns = self.game.play(self.sampler.at(step))
+            clock.lap("play")
+            payoffs = self._with_kl(turns, self.game.payoffs(turns))
+            clock.lap("payoffs")
+            advantages = self.game.baseline(turns, payoffs)
+        except Exception:
+            self._keep(step - 1, before)
+            raise
         examples = to_examples(turns, advantages, self.aggregation, skip_zero=self.skip_dead_groups)
         try:
             learned = self.learner.update(examples, self.schedule.learning_rate(step))
         except DivergedError as error:
-            raise self._diverged(step, error) from error
+            raise self._diverged(step, str(error), error.examples) from error
+        if not self._finite():
+            raise self._diverged(step, "the update made parameters NaN or infinite", examples)
         clock.lap("update")
         sampled = float(sum(len(turn.completion_ids) for turn in turns))
         figures = {**self.game.metrics(turns, payoffs), **learned, "tokens/sampled": sampled}
+        figures["tokens_per_second"] = (sampled + learned["tokens/trained"]) / clock.total
         figures |= self._evaluation(step)
         clock.lap("evaluate")
-        figures |= clock.figures()
-        figures["tokens_per_second"] = (sampled + learned["tokens/trained"]) / clock.total
-        self._record(step, figures, turns, payoffs, advantages)
+        self._record(step, figures | clock.figures(), turns, payoffs, advantages)
 
     def _with_kl(self, turns: Sequence[Turn], payoffs: Payoffs) -> Payoffs:
         """k1 in the reward: r − β Σ_t (log π − log π_ref), before centring."""
@@ -179,7 +201,12 @@ class Trainer:
         return {f"eval/{name}": value for name, value in evaluate().items()}
 
     def _record(
-        self, step: int, figures: Metrics, turns: Sequence[Turn], payoffs: Payoffs, advantages: Advantages | None = None
+        self,
+        step: int,
+        figures: Metrics,
+        turns: Sequence[Turn],
+        payoffs: Payoffs,
+        advantages: Advantages | None = None,
     ) -> None:
         self.folder.append_metrics({"step": step, **figures})
         every = self.schedule.turns_every
@@ -190,11 +217,30 @@ class Trainer:
         if turns:
             self.observer.stepped(step, figures, turns, payoffs)
 
-    def _out_of_time(self, began: float) -> bool:
+    def _out_of_time(self) -> bool:
         limit = self.schedule.time_limit
-        return bool(limit) and time.monotonic() - began >= limit
+        return bool(limit) and time.monotonic() - self._began >= limit
 
-    def _save(self, step: int, elapsed: float) -> None:
+    def _finite(self) -> bool:
+        parameters = [parameter.detach() for parameter in self.learner.parameters]
+        return math.isfinite(torch.nn.utils.get_total_norm(parameters, math.inf).item())
+
+    def _keep(self, step: int, game: dict[str, Any]) -> None:
+        """The next step's play failed (a reward raised, say): save first what was learned up to `step`."""
+        if not self._finite():
+            raise DivergedError(
+                f"after step {step} the model's parameters are NaN or infinite; {self._remedy()}", []
+            )
+        if step <= max(0, self._saved):
+            return
+        try:
+            self._save(step, game)
+        except CheckpointError as error:
+            self.observer.said(str(error))  # the failed play is what the caller must hear of
+        else:
+            self.observer.said(f"step {step + 1} failed; everything up to step {step} is saved")
+
+    def _save(self, step: int, game: dict[str, Any]) -> None:
         names = {parameter: name for name, parameter in self.learner.model.named_parameters()}
         tensors, optimizer = flatten_optimizer(self.learner.optimizer, names)
         save_checkpoint(
@@ -202,9 +248,34 @@ class Trainer:
             step,
             write_model=lambda path: save_model(self.learner.model, self.tokenizer, path),
             tensors=tensors,
-            state={"step": step, "elapsed": elapsed, "optimizer": optimizer, "game": self.game.state()},
+            state={
+                "step": step,
+                "elapsed": time.monotonic() - self._began,
+                "optimizer": optimizer,
+                "game": game,
+            },
             keep=self.schedule.keep_checkpoints,
         )
+        self._saved = step
+
+    def _export(self) -> None:
+        """The trained model for `from_pretrained`, whole or not at all."""
+        final = self.folder.model
+        aside = final.with_name(f".{final.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            shutil.copytree(self.folder.checkpoints / f"step-{self._saved:06d}" / "model", aside)
+            for path in (*aside.iterdir(), aside):
+                fsync_path(path)
+            shutil.rmtree(final, ignore_errors=True)
+            aside.rename(final)
+            fsync_path(final.parent)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise RunFolderError(
+                f"the trained model could not be copied to {final} ({error}); its last checkpoint holds it: "
+                "free some space or make the folder writable, and resume"
+            ) from error
 
     def _resume(self) -> tuple[int, float]:
         clear_leftovers(self.folder.checkpoints, self.observer.said)
@@ -214,6 +285,7 @@ class Trainer:
             self.folder.drop_turns(-1)
             return 0, 0.0
         self._restore(checkpoint)
+        self._saved = checkpoint.step
         self.folder.truncate_metrics(checkpoint.step, self.observer.said)
         self.folder.drop_turns(checkpoint.step)
         self.observer.said(f"resuming after step {checkpoint.step}")
@@ -232,7 +304,7 @@ class Trainer:
         restore_optimizer(self.learner.optimizer, names, checkpoint.tensors(), checkpoint.state["optimizer"])
         self.game.restore(checkpoint.state["game"])
 
-    def _diverged(self, step: int, error: DivergedError) -> DivergedError:
+    def _diverged(self, step: int, cause: str, examples: Sequence[Example]) -> DivergedError:
         path = self.folder.path / f"failed-batch-step-{step:06d}.json"
         rows = [
             {
@@ -242,59 +314,18 @@ class Trainer:
                 "prompt_ids": list(e.prompt_ids),
                 "completion_ids": list(e.completion_ids),
             }
-            for e in error.examples
+            for e in examples
         ]
         write_json_atomic(path, rows)
+        largest = max((abs(e.advantage) for e in examples), default=0.0)
         return DivergedError(
-            f"step {step}: {error}; the step was not applied and its batch is in {path}. Lower learner.lr or "
-            "learner.max_grad_norm, or look for extreme payoffs, and resume",
-            error.examples,
+            f"step {step}: {cause}; nothing of this step is kept and its batch (largest advantage {largest:g}) "
+            f"is in {path}; {self._remedy()}",
+            examples,
         )
 
-
-class _Clock:
-    """Seconds by phase of one step."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self._laps[f"seconds/{name}"] = now - self._last
-        self._last = now
-
-    @property
-    def total(self) -> float:
-        return self._last - self._start
-
-    def figures(self) -> Metrics:
-        return {**self._laps, "seconds/step": self.total}
-
-
-def turn_rows(turns: Sequence[Turn], payoffs: Payoffs, advantages: Advantages) -> list[dict[str, Any]]:
-    """Turns as rows of a table: one a turn, parents by index."""
-    index = {turn: number for number, turn in enumerate(turns)}
-    return [
-        {
-            "index": index[turn],
-            "parent": -1 if turn.parent is None else index[turn.parent],
-            "role": turn.role.name,
-            "model": turn.model,
-            "prompt": str(turn.prompt.messages[-1]["content"]),
-            "text": turn.text,
-            "finish": turn.finish,
-            "prompt_tokens": len(turn.prompt_ids),
-            "completion_tokens": len(turn.completion_ids),
-            "payoff": payoffs[turn].total if turn in payoffs else None,
-            "parts": json.dumps(payoffs[turn].parts) if turn in payoffs else None,
-            "advantage": advantages.get(turn),
-            "trained": turn in advantages,
-            "info": json.dumps(dict(turn.info), default=_plain),
-        }
-        for turn in turns
-    ]
-
-
-def _plain(value: Any) -> Any:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+    def _remedy(self) -> str:
+        return (
+            f"lower learner.lr or learner.max_grad_norm in {self.folder.config}, or look for extreme "
+            "payoffs, and resume: it goes on from the last good checkpoint"
+        )

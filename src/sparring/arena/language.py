@@ -11,7 +11,7 @@ sloppy ones ever more often as the level rises: reinforcement brings out an abil
     flip:bead       latent  backwards, then each the next letter     daeb=ebfc      (working demanded)
     unique:babec    skill   later copies of a letter dropped         baec
     trail:ca bd ab  skill   from the first pair, follow the links    cabd
-    sum:3624        skill   running sums, modulo seven               3246
+    sum:3624        skill   running sums, modulo seven               3241
     chain:RNbea     skill   operations one by one on three letters   RaebNbfc=bfc   (working demanded)
 
 Operations of a chain: R reverses, N takes each letter's next (t wraps to a), S swaps the first two, L moves

@@ -42,8 +42,10 @@ def complete(
     if seed is not None:
         torch.manual_seed(seed)
     texts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
         )
         for content in contents
     ]
@@ -52,7 +54,7 @@ def complete(
     for at in range(0, len(order), max(ROWS // n, 1)):
         rows = order[at : at + max(ROWS // n, 1)]
         batch = tokenizer(
-            [str(texts[i]) for i in rows], return_tensors="pt", padding=True, return_token_type_ids=False
+            [texts[i] for i in rows], return_tensors="pt", padding=True, return_token_type_ids=False
         )
         sampling: dict[str, Any] = {"do_sample": True, "top_k": 0, "num_return_sequences": n}
         ids_BT = cast(Any, model).generate(

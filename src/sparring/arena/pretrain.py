@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sparring.arena.corpus import Example, examples
 from sparring.arena.measure import measure
-from sparring.arena.tokenizer import EOS, GO, build_tokenizer
+from sparring.arena.tokenizer import EOS, GO, PAD, build_tokenizer
 from sparring.lm.base import PromptGroup
 from sparring.lm.llama import FastLlama
 
@@ -41,6 +41,7 @@ EXAMPLES_PER_POOL = 2048
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """The untrained model; fp32, tied embeddings."""
     torch.manual_seed(seed)
+    eos, pad = tokenizer.encode(EOS + PAD)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -51,12 +52,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
         max_position_embeddings=128,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=eos,
+        pad_token_id=pad,
     )
     model = LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = eos
+    model.generation_config.pad_token_id = pad
     return model
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from sparring.evaluation.statistics import paired_bootstrap_ci, sign_test
@@ -177,7 +178,7 @@ def table(evaluation: Evaluation) -> Table:
         if len(path) <= 1:
             result.add_section()
         result.add_row(
-            "  " * (len(path) - 1) + path[-1] if path else "overall",
+            "  " * (len(path) - 1) + escape(path[-1]) if path else "overall",
             str(row.n),
             f"{row.base_accuracy:.1%}",
             f"{row.accuracy:.1%}",

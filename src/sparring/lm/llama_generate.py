@@ -11,42 +11,91 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparring.lm.base import Completion, PromptGroup, SamplingParams
-from sparring.lm.llama import FastLlama
+from sparring.lm.llama import FastLlama, Geometry
 from sparring.lm.llama_layers import mlp, project_qkv, rotate_
 from sparring.lm.llama_sample import draw, filter_logprobs, id_mask
 from sparring.lm.llama_score import final_norm, forward, pack
 
-# Cache slots added at a time. Unused ones are masked, so a larger step wastes more work.
-GROWTH = 32
+# Suffix slots added at a time (a quarter of what there is, if more). Unused ones are masked, and cost time.
+GROWTH = 16
+# On a CPU a short cache is faster in fp32: below this many slots in all, what a call costs outweighs the bytes.
+FP32_SLOTS = 128
 # Finished rows are dropped once this share of the batch has finished.
 COMPACT_SHARE = 1 / 8
 
 
 @dataclass
 class Cache:
-    """Keys and values of all live rows: per layer [B K, slots, head_dim], contiguous.
+    """Keys and values: prompts once (N, right-padded to P), then what each of B live rows wrote since.
 
-    Slots hold the right-padded prompt, then the completion. mask [B K, 1, slots] is 0 or −inf.
+    Per layer: prefix_keys, prefix_values [K N, P, head_dim]; suffix [2, K, B, slots, head_dim] (keys, values).
+    prefix_mask [K N, 1, P] (or [1, 1, 1]) and suffix_mask [slots] are 0 or −inf.
+    pad [N G] is the row at each place of a rectangle of G rows a prompt, place [B] the place of each row; both
+    None where rows fill the rectangle in order.
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
-    mask: Tensor
+    prefix_keys: list[Tensor]
+    prefix_values: list[Tensor]
+    suffix: list[Tensor]
+    prefix_mask: Tensor
+    suffix_mask: Tensor
+    pad: Tensor | None = None
+    place: Tensor | None = None
 
-    def grow(self, slots: int) -> None:
-        """Add masked slots."""
-        self.keys = [F.pad(x, (0, 0, 0, slots)) for x in self.keys]
-        self.values = [F.pad(x, (0, 0, 0, slots)) for x in self.values]
-        self.mask = F.pad(self.mask, (0, slots), value=float("-inf"))
+    def cast(self, dtype: torch.dtype) -> None:
+        """Hold keys, values and masks in this dtype (lossless: keys and values were computed in the narrower)."""
+        self.prefix_keys, self.prefix_values, self.suffix = (
+            [x.to(dtype) for x in tensors] for tensors in (self.prefix_keys, self.prefix_values, self.suffix)
+        )
+        self.prefix_mask, self.suffix_mask = self.prefix_mask.to(dtype), self.suffix_mask.to(dtype)
 
-    def keep(self, rows: Tensor, kv_heads: int) -> None:
-        """Keep these rows only."""
+    def open_slot(self, slot: int, limit: int, dtype: torch.dtype) -> None:
+        """Make `slot` usable, with new slots (`limit` at most in all) where there is none left.
 
-        def select(x: Tensor) -> Tensor:
-            return x.unflatten(0, (-1, kv_heads)).index_select(0, rows).flatten(0, 1)
+        dtype: the model's, which a cache too long for fp32 goes back to.
+        """
+        slots = len(self.suffix_mask)
+        if slot >= slots:
+            short = self.suffix_mask.device.type == "cpu" and self.prefix_keys[0].shape[1] + slots < FP32_SLOTS
+            self.cast(torch.float32 if short else dtype)
+            more = min(max(GROWTH, slots // 4), limit - slots)
+            self.suffix = [F.pad(x, (0, 0, 0, more)) for x in self.suffix]
+            self.suffix_mask = F.pad(self.suffix_mask, (0, more), value=float("-inf"))
+        self.suffix_mask[slot] = 0
 
-        self.keys, self.values = [select(x) for x in self.keys], [select(x) for x in self.values]
-        self.mask = select(self.mask)
+    def keep(self, rows_B: np.ndarray, prompt_B: np.ndarray, prompts: int, kv_heads: int) -> np.ndarray:
+        """Keep these rows, of these prompts (ascending), and drop prompts with no row left.
+
+        Returns the rows' new prompt indices.
+        """
+        device = self.suffix_mask.device
+        rows = torch.from_numpy(rows_B).to(device)
+        self.suffix = [x.index_select(2, rows) for x in self.suffix]
+        left, prompt_B = np.unique(prompt_B, return_inverse=True)
+        if len(left) < prompts:
+            kept = torch.from_numpy(left).to(device)
+
+            def select(x: Tensor) -> Tensor:
+                return x.unflatten(0, (kv_heads, -1)).index_select(1, kept).flatten(0, 1)
+
+            self.prefix_keys = [select(x) for x in self.prefix_keys]
+            self.prefix_values = [select(x) for x in self.prefix_values]
+            self.prefix_mask = select(self.prefix_mask) if self.prefix_mask.numel() > 1 else self.prefix_mask
+        self.arrange(prompt_B)
+        return prompt_B
+
+    def arrange(self, prompt_B: np.ndarray) -> None:
+        """Lay rows of these prompts (ascending, none missing) into the rectangle."""
+        counts = np.bincount(prompt_B)
+        width = int(counts.max())
+        self.pad = self.place = None
+        if (counts == width).all():
+            return
+        place_B = prompt_B * width + np.arange(len(prompt_B)) - (np.cumsum(counts) - counts)[prompt_B]
+        pad = np.zeros(len(counts) * width, np.int64)
+        pad[place_B] = np.arange(len(prompt_B))
+        self.pad = torch.from_numpy(pad).to(self.suffix_mask.device)
+        self.place = torch.from_numpy(place_B).to(self.suffix_mask.device)
 
 
 @torch.inference_mode()
@@ -56,54 +105,69 @@ def generate(
     """See `LanguageModel.generate`. Raises ValueError for uniforms of the wrong shape or range."""
     if not prompts or n == 0:
         return [[] for _ in prompts]
-    rows, limit = len(prompts) * n, params.max_new_tokens
+    rows, limit, vocab = len(prompts) * n, params.max_new_tokens, model.geometry.vocab
     uniforms_BT = _check_uniforms(uniforms, rows, params)
-    distinct = {tuple(prompt): i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    prompt_of_row = np.repeat([distinct[tuple(prompt)] for prompt in prompts], n)
-    logits_BV, cache, lengths_N = _prefill(model, list(distinct), prompt_of_row)
-    positions_B = lengths_N[prompt_of_row]
-    banned_V = id_mask(params.banned_ids, model.geometry.vocab, "banned_ids")
+    stops_V = id_mask(params.stop_ids, vocab, "stop_ids")
+    banned_V = id_mask(params.banned_ids, vocab, "banned_ids")
     if banned_V.all():
         raise ValueError("banned_ids leaves no token to draw")
-    stops_V = id_mask(params.stop_ids, model.geometry.vocab, "stop_ids")
     banned = torch.from_numpy(banned_V).to(model.device) if banned_V.any() else None
+    distinct = {tuple(prompt): i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    prompt_B = np.repeat([distinct[tuple(prompt)] for prompt in prompts], n)
+    live = np.argsort(prompt_B, kind="stable")  # row of the batch → row of the answer; finished ones leave
+    prompt_B = prompt_B[live]
+    logits_NV, cache, lengths_N = _prefill(model, list(distinct), rows)
+    logits_BV = logits_NV[torch.from_numpy(prompt_B).to(model.device)]
+    cache.arrange(prompt_B)
 
-    ids_BT, logprobs_BT = np.zeros((rows, limit), np.int64), np.zeros((rows, limit), np.float32)
-    lengths_B = np.full(rows, limit)
-    stopped_B = np.zeros(rows, bool)
-    live = np.arange(rows)  # row of the batch → row of the answer; finished ones leave in `_compact`
-    prefix = cache.mask.shape[-1]
+    position_B = lengths_N[prompt_B]
+    written = Written(rows, limit)
     for step in range(limit):
         logprobs_BV = torch.log_softmax(_scaled(logits_BV, params), -1)
-        choice = filter_logprobs(logprobs_BV, params, banned)
+        choice_BV = filter_logprobs(logprobs_BV, params, banned)
         if params.temperature == 0:
-            tokens_B = choice.argmax(-1)
+            tokens_B = choice_BV.argmax(-1)
         else:
-            tokens_B = draw(choice, torch.from_numpy(uniforms_BT[live, step]).to(model.device))
-        ids_BT[live, step] = tokens_B.cpu().numpy()
-        logprobs_BT[live, step] = logprobs_BV.gather(1, tokens_B[:, None])[:, 0].cpu().numpy()
-        newly = stops_V[ids_BT[live, step]] & ~stopped_B[live]
-        lengths_B[live[newly]] = step + 1
-        stopped_B[live[newly]] = True
-        writing = ~stopped_B[live]
-        if step + 1 == limit or not writing.any():
+            tokens_B = draw(choice_BV, torch.from_numpy(uniforms_BT[live, step]).to(model.device))
+        chosen_B = logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
+        writing_B = written.add(live, step, tokens_B.cpu().numpy(), chosen_B.cpu().numpy(), stops_V)
+        if step + 1 == limit or not writing_B.any():
             break
-        if writing.sum() <= (1 - COMPACT_SHARE) * len(live):
-            keep = torch.from_numpy(np.flatnonzero(writing)).to(model.device)
-            cache.keep(keep, model.geometry.kv_heads)
-            tokens_B, live = tokens_B.index_select(0, keep), live[writing]
-        if prefix + step >= cache.mask.shape[-1]:
-            cache.grow(min(GROWTH, limit - 1 - step))
-        positions = torch.from_numpy(positions_B[live] + step).to(model.device)
-        logits_BV = _decode(model, cache, tokens_B, positions, prefix + step)
-
-    flat = [
-        Completion(
-            tuple(ids[:length].tolist()), logprobs[:length].copy(), "stop" if stopped else "length"
-        )
-        for ids, logprobs, length, stopped in zip(ids_BT, logprobs_BT, lengths_B, stopped_B, strict=True)
-    ]
+        if writing_B.sum() <= (1 - COMPACT_SHARE) * len(live):
+            keep = np.flatnonzero(writing_B)
+            tokens_B = tokens_B[torch.from_numpy(keep).to(model.device)]
+            live, position_B = live[keep], position_B[keep]
+            prompt_B = cache.keep(keep, prompt_B[keep], int(prompt_B[-1]) + 1, model.geometry.kv_heads)
+        cache.open_slot(step, limit - 1, model.dtype)
+        logits_BV = _decode(model, cache, tokens_B, torch.from_numpy(position_B + step).to(model.device), step)
+    flat = written.completions()
     return [flat[i : i + n] for i in range(0, rows, n)]
+
+
+class Written:
+    """What every answer holds so far."""
+
+    def __init__(self, rows: int, limit: int) -> None:
+        self.ids_BT, self.logprobs_BT = np.zeros((rows, limit), np.int64), np.zeros((rows, limit), np.float32)
+        self.lengths_B, self.stopped_B = np.full(rows, limit), np.zeros(rows, bool)
+
+    def add(
+        self, live: np.ndarray, step: int, ids_B: np.ndarray, logprobs_B: np.ndarray, stops_V: np.ndarray
+    ) -> np.ndarray:
+        """Note one token for each live row; returns which of them go on writing."""
+        self.ids_BT[live, step], self.logprobs_BT[live, step] = ids_B, logprobs_B
+        stopping = live[stops_V[ids_B] & ~self.stopped_B[live]]
+        self.lengths_B[stopping], self.stopped_B[stopping] = step + 1, True
+        return ~self.stopped_B[live]
+
+    def completions(self) -> list[Completion]:
+        """One per row."""
+        return [
+            Completion(tuple(ids[:length].tolist()), logprobs[:length].copy(), "stop" if stopped else "length")
+            for ids, logprobs, length, stopped in zip(
+                self.ids_BT, self.logprobs_BT, self.lengths_B, self.stopped_B, strict=True
+            )
+        ]
 
 
 def _check_uniforms(uniforms: np.ndarray, rows: int, params: SamplingParams) -> np.ndarray:
@@ -124,32 +188,31 @@ def _scaled(logits_BV: Tensor, params: SamplingParams) -> Tensor:
     return logits_BV if params.temperature in (0, 1) else logits_BV.div_(params.temperature)
 
 
-def _prefill(
-    model: FastLlama, prompts: list[tuple[int, ...]], prompt_of_row: np.ndarray
-) -> tuple[Tensor, Cache, np.ndarray]:
-    """First logits [B, V] of every row, its cache, and prompt lengths [N]."""
+def _prefill(model: FastLlama, prompts: list[tuple[int, ...]], rows: int) -> tuple[Tensor, Cache, np.ndarray]:
+    """First logits [N, V] of every prompt, a cache for this many rows, and prompt lengths [N]."""
     packed = pack(model, [PromptGroup(prompt, ()) for prompt in prompts])
     n, p, _, _ = packed.layout.sizes
     k, d = model.geometry.kv_heads, model.geometry.head_dim
-    rows_B = torch.from_numpy(prompt_of_row).to(model.device)
-    queries = n * p * model.geometry.heads
-    at_keys, at_values = packed.layout.gather[queries:].view(2, -1)
-    keys: list[Tensor] = []
-    values: list[Tensor] = []
+    at_keys, at_values = packed.layout.gather[n * p * model.geometry.heads :].view(2, n, k, p).transpose(1, 2)
+    cache = Cache(
+        prefix_keys=[],
+        prefix_values=[],
+        suffix=[torch.zeros(2, k, rows, 0, d, dtype=model.dtype, device=model.device)] * model.geometry.layers,
+        prefix_mask=torch.zeros(1, 1, 1, dtype=model.dtype, device=model.device),
+        suffix_mask=torch.zeros(0, dtype=model.dtype, device=model.device),
+    )
+    if packed.layout.prefix_mask is not None:
+        cache.prefix_mask = packed.layout.prefix_mask.view(n, k, 1, p).transpose(0, 1).flatten(0, 1)
 
     def fill(_: int, qkv: Tensor) -> None:
         heads = qkv.view(-1, d)
-        for at, cache in ((at_keys, keys), (at_values, values)):
-            per_prompt = heads.index_select(0, at).view(n, k, p, d)
-            cache.append(per_prompt.index_select(0, rows_B).view(-1, p, d))
+        cache.prefix_keys.append(heads.index_select(0, at_keys.flatten()).view(k * n, p, d))
+        cache.prefix_values.append(heads.index_select(0, at_values.flatten()).view(k * n, p, d))
 
     h_TD = forward(model, packed, fill)
     lengths_N = np.array([len(prompt) for prompt in prompts])
-    last = torch.from_numpy(np.cumsum(lengths_N) - 1).to(model.device)
-    logits_NV = F.linear(final_norm(model, h_TD.index_select(0, last)), model.head)
-    valid = np.arange(p) < lengths_N[prompt_of_row, None]
-    mask = torch.from_numpy(np.where(valid, np.float32(0), -np.inf)).to(model.device, model.dtype)
-    return logits_NV.index_select(0, rows_B), Cache(keys, values, mask.repeat_interleave(k, 0)[:, None]), lengths_N
+    last_N = torch.from_numpy(np.cumsum(lengths_N) - 1).to(model.device)
+    return F.linear(final_norm(model, h_TD.index_select(0, last_N)), model.head), cache, lengths_N
 
 
 def _decode(model: FastLlama, cache: Cache, tokens_B: Tensor, positions_B: Tensor, slot: int) -> Tensor:
@@ -159,15 +222,43 @@ def _decode(model: FastLlama, cache: Cache, tokens_B: Tensor, positions_B: Tenso
     cos, signed_sin = (
         table.index_select(0, positions_B)[:, None] for table in model.rope(int(positions_B.max()) + 1)
     )
-    cache.mask[:, :, slot] = 0
     h_BD = F.embedding(tokens_B, model.embedding)
-    for layer, keys, values in zip(model.layers, cache.keys, cache.values, strict=True):
+    for i, layer in enumerate(model.layers):
         heads = project_qkv(h_BD, layer, geometry).view(b, geometry.packed_heads, d)
         rotate_(heads[:, : geometry.heads + k], cos, signed_sin)
-        keys.view(b, k, -1, d)[:, :, slot] = heads[:, geometry.heads : -k]
-        values.view(b, k, -1, d)[:, :, slot] = heads[:, -k:]
-        q = heads[:, : geometry.heads].reshape(b * k, -1, d)
-        weights = torch.baddbmm(cache.mask, q, keys.mT, alpha=geometry.scale)
-        attended = torch.bmm(torch.softmax(weights, -1), values).view(b, -1)
-        h_BD = mlp(torch.addmm(h_BD, attended, layer.out.t()), layer, geometry)
+        cache.suffix[i][:, :, :, slot] = heads[:, geometry.heads :].view(b, 2, k, d).permute(1, 2, 0, 3)
+        query = torch.empty(k, b, geometry.heads_per_kv * d, dtype=cache.suffix_mask.dtype, device=model.device)
+        query.copy_(heads[:, : geometry.heads].view(b, k, -1).transpose(0, 1))
+        attended = torch.empty(b, k, geometry.heads_per_kv * d, dtype=model.dtype, device=model.device)
+        attended.copy_(_attend(query, cache, i, geometry).transpose(0, 1))
+        h_BD = mlp(torch.addmm(h_BD, attended.view(b, -1), layer.out.t()), layer, geometry)
     return F.linear(final_norm(model, h_BD), model.head)
+
+
+def _attend(query: Tensor, cache: Cache, i: int, geometry: Geometry) -> Tensor:
+    """Attention of queries [K, B, R · head_dim] to layer i's cache: scores side by side, one softmax.
+
+    The rows of one prompt meet its keys as one matrix: what is read per step is the prompt once, not once a row.
+    """
+    k, b, _ = query.shape
+    r, d = geometry.heads_per_kv, geometry.head_dim
+    prefix_keys, prefix_values, (keys, values) = cache.prefix_keys[i], cache.prefix_values[i], cache.suffix[i]
+    groups, p, _ = prefix_keys.shape
+    to_prompts = query if cache.pad is None else query.index_select(1, cache.pad)
+    s_prefix = torch.baddbmm(
+        cache.prefix_mask, to_prompts.view(groups, -1, d), prefix_keys.mT, alpha=geometry.scale
+    )
+    if cache.place is not None:
+        s_prefix = s_prefix.view(k, -1, r * p).index_select(1, cache.place)
+    s_own = torch.baddbmm(
+        cache.suffix_mask, query.view(k * b, r, d), keys.view(k * b, -1, d).mT, alpha=geometry.scale
+    )
+    weights = torch.softmax(torch.cat((s_prefix.view(k * b, r, p), s_own), -1), -1)
+    w_prefix = weights[:, :, :p]
+    if cache.pad is not None:
+        w_prefix = w_prefix.reshape(k, b, -1).index_select(1, cache.pad)
+    out = torch.bmm(w_prefix.reshape(groups, -1, p), prefix_values)
+    if cache.place is not None:
+        out = out.view(k, -1, r * d).index_select(1, cache.place)
+    out = torch.baddbmm(out.view(k * b, r, d), weights[:, :, p:], values.view(k * b, -1, d))
+    return out.view(k, b, r * d)

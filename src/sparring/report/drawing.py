@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from sparring.report.run import Run
+from sparring.report.run import Run, is_number
 
 INK, MUTED, GRID, PAPER = "#1d2430", "#646c79", "#dfe2e7", "#fdfdfe"
 COLOURS = ("#2a78d6", "#e5632f", "#18a273", "#6a50c7", "#d99a06", "#d6568f", "#3f8f1f", "#8a93a3")
@@ -52,7 +52,7 @@ STYLE: dict[Any, Any] = {  # Matplotlib types its keys by a union of literals
     "svg.fonttype": "none",  # text stays text: sharp, selectable, in the page's font
 }
 SIZE = (4.3, 2.6)  # inches of 72 points: about the width of a phone
-CURVE_POINTS, AREA_POINTS = 400, 80
+CURVE_POINTS, AREA_POINTS = 400, 40
 LONGEST_LABEL = 22
 
 
@@ -73,33 +73,30 @@ class Panel:
             self.figure.savefig(buffer, format="svg", transparent=True)
         text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
         text = text[text.index("<svg") :]
+        # Ids are unique in the page, not in a drawing; the page sets the size, the viewBox keeps the shape.
+        text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{self.name}-", text)
         text = re.sub(
-            r'(\bid="|url\(#|href="#)', rf"\g<1>{self.name}-", text
-        )  # ids are the page's, not the file's
-        text = re.sub("#[0-9a-f]{6}", lambda found: _variable(found.group()), text)
-        # The page sets width and font; the viewBox keeps the shape.
-        return re.sub(
-            r'<svg\b([^>]*?) width="[^"]*"', r"<svg\1", re.sub(r' height="[^"]*pt"', "", text, count=1)
+            r"^<svg\b[^>]*", lambda tag: re.sub(r' (?:width|height)="[^"]*"', "", tag.group()), text
         )
+        return re.sub("#[0-9a-f]{6}", lambda found: _variable(found.group()), text)
 
     def png(self) -> bytes:
         """The panel with its title on light paper, for documents."""
         buffer = io.BytesIO()
-        heading = self._heading()
         with mpl.rc_context(STYLE), _quiet_glyphs():
-            heading.set(text=self.title, visible=True, in_layout=True)
+            self._set_heading(self.title)
             self.figure.savefig(buffer, format="png", dpi=200, facecolor=PAPER)
-            heading.set(text="", visible=False, in_layout=False)
+            self._set_heading("")
         return buffer.getvalue()
 
-    def _heading(self) -> Text:
-        # The layout puts a legend and a figure's title into the same place, so a legend carries the title itself.
+    def _set_heading(self, text: str) -> None:
+        # The layout puts a legend and a figure's title into the same place, so a legend carries the title.
+        font = FontProperties(size=10, weight="bold")
         if self.figure.legends:
-            heading = self.figure.legends[0].get_title()
+            self.figure.legends[0].set_title(text, prop=font)
         else:
-            heading = self.figure.suptitle("", x=0.02, ha="left")
-        heading.set(fontsize=10, fontweight="bold", color=INK)
-        return heading
+            heading = self.figure.suptitle(text, x=0.02, ha="left", color=INK, fontproperties=font)
+            heading.set_in_layout(bool(text))
 
 
 def curves(
@@ -139,7 +136,9 @@ def stack(
     # A part absent from a step that has others had none: 0.
     heights = {
         name: _binned(
-            steps, np.nan_to_num(np.array([row.get(key) or 0.0 for row in rows], float)), AREA_POINTS
+            steps,
+            np.array([float(row[key]) if is_number(row.get(key)) else 0.0 for row in rows]),
+            AREA_POINTS,
         )[1]
         for name, key in parts
     }
@@ -181,6 +180,9 @@ def steps_axis(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("step", loc="right")
     axes.margins(x=0.02)
+    first, last = axes.get_xlim()
+    if last - first < 1:  # a single step so far
+        axes.set_xlim(round(first) - 1, round(first) + 1)
 
 
 def legend(figure: Figure, axes: Axes) -> None:
@@ -195,6 +197,7 @@ def legend(figure: Figure, axes: Axes) -> None:
         fontsize=9,
         handlelength=1.3,
         columnspacing=1.2,
+        alignment="left",
     )
 
 

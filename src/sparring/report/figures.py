@@ -79,7 +79,7 @@ def _accuracy(run: Run) -> Panel | None:
             axes.axhline(base, color=colour, linewidth=1.2, linestyle=dashed)
     axes.plot([], [], color=MUTED, linewidth=1.2, linestyle=dashed, label="base")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, max(axes.get_ylim()[1], 0.1))
     steps_axis(axes)
     legend(figure, axes)
     caption = "Measured on held-out items during training, against the base model."
@@ -96,7 +96,8 @@ def _base_accuracy(run: Run, name: str) -> float | None:
 
 
 def _curriculum(run: Run) -> Iterable[Panel | None]:
-    section = "The Challenger's curriculum"
+    challenged = run.keys("game/valid_share")
+    section = "The Challenger's curriculum" if challenged else "Queries and answers"
     yield curves(
         run,
         (
@@ -116,7 +117,7 @@ def _curriculum(run: Run) -> Iterable[Panel | None]:
     yield curves(
         run,
         (section, "length", "Length, tokens", "Mean length of queries and answers."),
-        {"game/query_length": ("query", COLOURS[1]), "game/answer_length": ("answer", COLOURS[0])},
+        {"game/query_length": ("query", COLOURS[1]), "length/solver": ("answer", COLOURS[0])},
     )
     yield stack(
         run,

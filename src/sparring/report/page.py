@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from sparring.evaluation.comparison import Comparison
 from sparring.report.drawing import VARIABLES, Panel
 from sparring.report.figures import panels
 from sparring.report.run import Run, read_run
+from sparring.runfolder import write_atomic
 
 NBSP = "\N{NO-BREAK SPACE}"
 PACKAGES = ("sparring", "torch", "transformers", "tokenizers", "numpy", "matplotlib")
@@ -44,8 +44,7 @@ def write_report(run_path: Path) -> Path:
         The page's path.
 
     Raises:
-        ValueError: the folder does not exist or is no run's.
-        OSError: the folder can't be written to.
+        ValueError: the folder does not exist, is no run's, or can't be written to.
     """
     run = read_run(run_path)
     drawn = panels(run)
@@ -72,7 +71,10 @@ def write_report(run_path: Path) -> Path:
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         light=VARIABLES,
     )
-    return _replace(run_path / "report.html", html.encode("utf-8", errors="replace"))
+    page = run_path / "report.html"
+    content = html.encode("utf-8", errors="replace")
+    write_atomic(page, lambda aside: aside.write_bytes(content))
+    return page
 
 
 def headline(run: Run) -> str:
@@ -83,6 +85,8 @@ def headline(run: Run) -> str:
         return f"Recorded up to step {run.last_step}; not evaluated against the base yet."
     overall = run.evaluation.overall
     low, high = overall.ci95
+    if overall.ties == overall.n:
+        return f"No difference seen: all {overall.n} items are ties"
     if low > 0.5:
         verdict = "The trained model beats its base"
     elif high < 0.5:
@@ -111,7 +115,9 @@ def tiles(run: Run) -> list[Tile]:
             found.append(Tile(name, show(ends[1]), f"{show(ends[0])} at the first step"))
     if run.last_step is not None:
         _, seconds = run.series("seconds/step")
-        detail = f"{seconds.sum() / 60:.1f} minutes of training" if len(seconds) else "recorded so far"
+        total = float(seconds.sum())
+        spent = f"{total / 60:.1f} minutes" if total >= 60 else f"{total:.1f} seconds"
+        detail = f"{spent} of training" if len(seconds) else "recorded so far"
         found.append(Tile("Steps", str(run.last_step), detail))
     return found
 
@@ -135,7 +141,7 @@ def _missing_figures(drawn: list[Panel]) -> list[str]:
     wanted = {
         "value": "mean reward",
         "accuracy": "held-out accuracy",
-        "valid": "the Challenger's queries",
+        "valid": "valid queries",
         "win-rates": "win rates",
         "kl": "KL by role",
         "seconds": "time",
@@ -145,13 +151,11 @@ def _missing_figures(drawn: list[Panel]) -> list[str]:
 
 
 def _lines(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """Nested JSON as (dotted name, value) lines."""
+    """Nested JSON as (dotted name, value) lines; a list's entries are numbered from 1."""
+    if isinstance(value, list):
+        value = {str(number): inner for number, inner in enumerate(value, 1)}
     if isinstance(value, Mapping):
-        return [
-            line
-            for key, inner in value.items()
-            for line in _lines(inner, f"{path}.{key}" if path else str(key))
-        ]
+        return [line for key, inner in value.items() for line in _lines(inner, f"{path}.{key}".lstrip("."))]
     return [(path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
 
 
@@ -166,18 +170,11 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _write_pngs(drawn: list[Panel], folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
     for panel in drawn:
-        _replace(folder / f"{panel.name}.png", panel.png())
+        content = panel.png()
+        write_atomic(folder / f"{panel.name}.png", lambda aside, content=content: aside.write_bytes(content))
     for stale in {file.stem for file in folder.glob("*.png")} - {panel.name for panel in drawn}:
         (folder / f"{stale}.png").unlink()
-
-
-def _replace(file: Path, content: bytes) -> Path:
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    aside.replace(file)
-    return file
 
 
 def _percent(value: float) -> str:

@@ -44,7 +44,7 @@ class Run:
 
     def series(self, key: str) -> Series:
         """(steps [P], values [P]) of the steps that have a finite number under `key`; both may be empty."""
-        points = [(row["step"], row[key]) for row in self.rows if _is_number(row.get(key))]
+        points = [(row["step"], row[key]) for row in self.rows if is_number(row.get(key))]
         return np.array([step for step, _ in points], dtype=np.int64), np.array(
             [value for _, value in points]
         )
@@ -53,7 +53,7 @@ class Run:
         """The metrics under `prefix` (such as "kl/") that have a number, in the order written."""
         return list(
             dict.fromkeys(
-                key for row in self.rows for key in row if key.startswith(prefix) and _is_number(row[key])
+                key for row in self.rows for key in row if key.startswith(prefix) and is_number(row[key])
             )
         )
 
@@ -135,9 +135,10 @@ def _lines(file: Path) -> Iterator[Any]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError:  # the last line of a run that was killed while writing
+            except ValueError:  # the last line of a run that was killed while writing
                 yield None
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """True of a finite number; a metric may be null, NaN or text."""
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

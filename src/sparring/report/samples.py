@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,8 @@ def _answers(rows: list[dict[str, Any]]) -> tuple[tuple[TurnView, ...], int]:
 
 def _view(row: dict[str, Any]) -> TurnView:
     parts = _object(row.get("parts"))
-    info = ", ".join(
-        f"{name} {value}" for name, value in _object(row.get("info")).items() if value is not None
-    )
+    facts = dict(_facts(_object(row.get("info"))))
+    info = ", ".join(f"{name} {value}" for name, value in facts.items() if value != row["text"])
     return TurnView(
         role=_shown(row["role"]),
         text=_shown(row["text"]),
@@ -137,6 +136,15 @@ def _view(row: dict[str, Any]) -> TurnView:
         trained=row.get("trained") is not False,
         info=_shown(info, LONGEST_INFO),
     )
+
+
+def _facts(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The leaves of what a game noted about a turn, without what is absent, false or empty."""
+    for name, value in info.items():
+        if isinstance(value, Mapping):
+            yield from _facts(value)
+        elif value or (value == 0 and value is not False):
+            yield name, str(value)
 
 
 def _object(text: Any) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Rewards: plain callables, sync or async, ours or TRL's.
 
-A reward is `(queries, answers, **columns) -> list[float | None]`: one number an answer, None where it can't say.
-A function with a `completions` parameter is taken to have TRL's signature and is called TRL's way.
+A reward is `(queries, answers, **columns) -> list[float | None]`: one number an answer, None where it can't
+say. A function with a `completions` parameter is taken to have TRL's signature and is called TRL's way.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Reward:
                 scores = asyncio.run(_await(scores))
         except Exception as error:
             raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}") from error
-        return self._checked(list(scores), answers)
+        return self._checked(scores, answers)
 
     def _call(self, queries: Sequence[str], answers: Sequence[Turn]) -> Any:
         columns = self._wanted(_columns(answers))
@@ -75,19 +75,31 @@ class Reward:
             if name not in taken and (self._any_column or name in self._columns)
         }
 
-    def _checked(self, scores: list[Any], answers: Sequence[Turn]) -> list[float | None]:
+    def _checked(self, scores: Any, answers: Sequence[Turn]) -> list[float | None]:
+        if not hasattr(scores, "__len__") or not hasattr(scores, "__iter__"):
+            raise RewardError(
+                f"reward {self.name!r} returned {scores!r}: it must return a list with one score an answer"
+            )
         if len(scores) != len(answers):
             raise RewardError(
                 f"reward {self.name!r} returned {len(scores)} scores for {len(answers)} answers: "
                 "it must return one an answer, None where it can't say"
             )
-        for index, score in enumerate(scores):
-            if score is not None and not math.isfinite(score):
-                raise RewardError(
-                    f"reward {self.name!r} returned {score} for answer {index} ({answers[index].text[:80]!r}): "
-                    "return a finite number, or None to leave the answer out"
-                )
-        return [None if score is None else float(score) for score in scores]
+        return [self._number(score, index, answers[index]) for index, score in enumerate(scores)]
+
+    def _number(self, score: Any, index: int, answer: Turn) -> float | None:
+        if score is None:
+            return None
+        try:
+            number = math.nan if isinstance(score, str) else float(score)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise RewardError(
+                f"reward {self.name!r} returned {score!r} for answer {index} ({answer.text[:80]!r}): "
+                "return a finite number, or None to leave the answer out"
+            )
+        return number
 
 
 def load_reward(target: str) -> Reward:

@@ -1,0 +1,326 @@
+"""The command `sparring`.
+
+Nothing heavy is imported at the top: help and usage errors answer at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import sparring
+from sparring.console import (
+    Commands,
+    command,
+    debug_option,
+    free_folder,
+    plain_streams,
+    quiet_libraries,
+    resumable,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sparring.config import RunConfig
+    from sparring.display import Display
+    from sparring.evaluation.comparison import Evaluation
+
+# Said once, after the demo's table.
+ABILITY_NOTE = (
+    "Read the gain with care: the shipped model was pretrained on this language, so much of it is ability "
+    "brought out by practice; how much is new skill is measured in docs/experiments.md."
+)
+
+Play = Callable[["Display"], "Evaluation | None"]
+OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(sparring.__version__, prog_name="sparring")
+@debug_option
+def main() -> None:
+    """Language models that improve by playing against themselves."""
+    plain_streams()
+
+
+@main.command(short_help="Train the shipped tiny model against itself.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps of self-play.  [default: the recipe's]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="New folder of the run.  [default: runs/demo-<time>]"
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Every random draw derives from it.")
+@click.option("--method", type=click.Choice(["lsp", "lsp-zero", "grpo"]), default="lsp", show_default=True)
+@OVERRIDES
+@debug_option
+def demo(steps: int | None, out: Path | None, seed: int, method: str, overrides: tuple[str, ...]) -> None:
+    """Train the shipped tiny model against itself, compare it with its start, write the report.
+
+    Needs no data and no accelerator; takes minutes. KEY=VALUE changes any setting
+    (`sparring recipes --settings` lists them).
+    """
+    given = [f"seed={seed}", *([] if steps is None else [f"steps={steps}"]), *overrides]
+    config = _configuration(method, None, None, tuple(given))
+    click.echo(f"{method} on the arena, {config.steps} steps: a tiny model plays against itself.")
+    _play_new(config, out or _new_folder("demo"), closing=ABILITY_NOTE)
+
+
+@main.command(short_help="Train by a recipe, or resume a run.")
+@click.argument("recipe", required=False)
+@OVERRIDES
+@click.option("--preset", help="Variant of the recipe.  [default: arena]")
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), help="YAML file of settings, over the recipe's."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="New folder of the run.  [default: runs/<recipe>-<time>]"
+)
+@click.option(
+    "--init", metavar="MODEL_OR_RUN", help="Start from this model folder, run or hub id (model.path)."
+)
+@click.option("--reward", metavar="TARGET", help="package.module:function or file.py:function (game.reward).")
+@click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run."
+)
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
+@debug_option
+def train(
+    *,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+    preset: str | None,
+    file: Path | None,
+    out: Path | None,
+    init: str | None,
+    reward: str | None,
+    resume: Path | None,
+    dry_run: bool,
+) -> None:
+    """Train by a RECIPE (`sparring recipes`); settings from its preset, then --config, then KEY=VALUE.
+
+    \b
+    sparring train lsp --init Qwen/Qwen3-0.6B --preset paper --reward score.py:reward learner.lr=1e-6
+    sparring train --config runs/lsp-1/config.yaml seed=1
+    sparring train --resume runs/lsp-1
+    """
+    if resume is not None:
+        if recipe or overrides or preset or file or out or init or reward:
+            raise click.UsageError(
+                "--resume goes on with the run's own settings and takes no others; "
+                f"for a new run from its model: {command('train', 'RECIPE', '--init', str(resume))}"
+            )
+        _resume(resume, dry_run)
+        return
+    if recipe is not None and "=" in recipe:
+        recipe, overrides = None, (recipe, *overrides)
+    given = [f"{key}={value}" for key, value in (("model.path", init), ("game.reward", reward)) if value]
+    config = _configuration(recipe, preset, file, (*given, *overrides))
+    if dry_run:
+        click.echo(config.to_yaml(), nl=False)
+        return
+    _play_new(config, out or _new_folder(config.recipe))
+
+
+@main.command("eval", short_help="Compare a model with its base.")
+@click.argument("run_or_model", metavar="RUN_OR_MODEL")
+@click.option(
+    "--base", metavar="MODEL", help="Compare with this model.  [default: what the run started from]"
+)
+@click.option("--n", type=click.IntRange(min=1), help="Held-out questions a split.  [default: the run's]")
+@click.option("--seed", type=int, help="Seed of the test set.  [default: the run's]")
+@click.option(
+    "--json", "file", type=click.Path(path_type=Path), help="Write here, not to the run's evaluation.json."
+)
+@debug_option
+def evaluate(run_or_model: str, base: str | None, n: int | None, seed: int | None, file: Path | None) -> None:
+    """Compare a run's model, or any model, with its base on held-out questions.
+
+    A run's evaluation.json is written anew, unless --base, --n or --seed make it another comparison.
+    """
+    from sparring.config import read_yaml, validated
+    from sparring.recipes import recipe
+
+    another = base is not None or n is not None or seed is not None
+    path = Path(run_or_model)
+    if path.name == "model" and (path.parent / "config.yaml").is_file():
+        path = path.parent
+    run = path if (path / "config.yaml").is_file() else None
+    config = validated(read_yaml(run / "config.yaml")) if run else recipe("lsp")
+    base = base or (config.model.path if run else None)
+    if base is None:
+        raise click.UsageError(f"{run_or_model} is no run, so its base is not known: give --base MODEL")
+    if file is None and run is not None and not another:
+        file = run / "evaluation.json"
+    console, display = _display(f"evaluating {run_or_model}", path)
+    with display:
+        display.said(f"evaluating {run_or_model} and {base}")
+        quiet_libraries(display)
+        from sparring.run import evaluate as compare_models
+        from sparring.runfolder import write_json_atomic
+
+        evaluation, record = compare_models(config, str(path), base, n=n, seed=seed)
+    if file is not None:
+        write_json_atomic(file, record)
+    _print_table(console, evaluation)
+    if file is not None:
+        click.echo(f"Written to {shown(file)}")
+
+
+@main.command(short_help="Write a run's report.")
+@click.argument("run", type=click.Path(path_type=Path))
+@debug_option
+def report(run: Path) -> None:
+    """Write a run's report.html and figures; print the page's path."""
+    from sparring.report.page import write_report
+
+    click.echo(shown(write_report(run)))
+
+
+@main.command(short_help="List recipes and settings.")
+@click.argument("name", required=False)
+@click.option("--preset", help="Variant of the recipe.  [default: arena]")
+@click.option("--settings", is_flag=True, help="Every setting with its value and meaning.")
+@debug_option
+def recipes(name: str | None, preset: str | None, settings: bool) -> None:
+    """List the recipes; with a NAME, what it does and its settings as YAML, ready for --config."""
+    from sparring.recipes import RECIPES
+    from sparring.recipes import recipe as configuration
+
+    if preset is not None and name is None:
+        raise click.UsageError("--preset needs the recipe's NAME")
+    if settings:
+        _print_settings(None if name is None else configuration(name, preset))
+    elif name is None:
+        for known, function in RECIPES.items():
+            text = inspect.getdoc(function) or ""
+            click.echo(f"{known:9} {text.splitlines()[0]}\n{'':9} presets: {', '.join(_presets(text))}")
+        click.echo("\nMore: sparring recipes NAME, sparring recipes --settings")
+    else:
+        config = configuration(name, preset)
+        text = inspect.getdoc(RECIPES[name]) or ""
+        click.echo("\n".join(f"# {line}".rstrip() for line in text.splitlines()))
+        click.echo(config.to_yaml(), nl=False)
+
+
+def _presets(docstring: str) -> list[str]:
+    """The names listed under "Presets:" in a recipe's docstring."""
+    return re.findall(r"^ {4}([\w-]+):", docstring.partition("Presets:")[2], re.MULTILINE)
+
+
+def _print_settings(config: RunConfig | None) -> None:
+    from sparring.config import describe
+
+    values = None if config is None else config.model_dump(mode="json")
+    for name, default, meaning in describe():
+        click.echo(f"{name}={default if values is None else _value(values, name)}\n    {meaning}")
+
+
+def _value(values: Any, name: str) -> Any:
+    for key in name.split("."):
+        values = values[key]
+    return "null" if values is None else values
+
+
+def _configuration(
+    name: str | None, preset: str | None, file: Path | None, overrides: tuple[str, ...]
+) -> RunConfig:
+    """Recipe → YAML → overrides; a file that names its recipe needs no other."""
+    from sparring.config import ConfigError, read_yaml, resolve
+    from sparring.recipes import recipe
+
+    labels = (
+        {} if file is None else {k: str(v) for k, v in read_yaml(file).items() if k in ("recipe", "preset")}
+    )
+    for key, given in (("recipe", name), ("preset", preset)):
+        if given is not None and labels.get(key, given) != given:
+            raise ConfigError(f"{file} is of {key} {labels[key]!r}, not {given!r}: leave one of them out")
+        if any(text.partition("=")[0].strip() == key for text in overrides):
+            raise ConfigError(f"{key} names where the settings start from: give it as {_as_given(key)}")
+    name = name or labels.get("recipe")
+    if name is None:
+        raise click.UsageError(
+            "name a RECIPE (`sparring recipes` lists them), or give a --config that names one"
+        )
+    return resolve(recipe(name, preset or labels.get("preset")), file, overrides)
+
+
+def _as_given(key: str) -> str:
+    return "--preset" if key == "preset" else "the first argument"
+
+
+def _new_folder(name: str) -> Path:
+    return free_folder(Path("runs") / f"{name}-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
+
+
+def _display(title: str, folder: Path) -> tuple[Console, Display]:
+    from sparring.display import make_console, open_display
+
+    console = make_console()
+    return console, open_display(console, title, folder)
+
+
+def _play_new(config: RunConfig, out: Path, closing: str | None = None) -> None:
+    def play(display: Display) -> Evaluation | None:
+        from sparring.run import train as train_run
+
+        return train_run(config, out, observer=display)
+
+    _play(play, out, f"{config.recipe} {config.preset}", closing)
+
+
+def _resume(run: Path, dry_run: bool) -> None:
+    from sparring.config import read_yaml, validated
+
+    if dry_run:
+        click.echo(validated(read_yaml(run / "config.yaml")).to_yaml(), nl=False)
+        return
+
+    def play(display: Display) -> Evaluation | None:
+        from sparring.run import resume as resume_run
+
+        return resume_run(run, observer=display)
+
+    _play(play, run, run.name, None)
+
+
+def _play(play: Play, run: Path, title: str, closing: str | None) -> None:
+    """Watch a run to its end, then say what came of it and where everything is."""
+    began = time.monotonic()
+    click.echo(f"Run folder: {shown(run)}")
+    console, display = _display(title, run)
+    with resumable(run, display), display:
+        display.said("starting")
+        quiet_libraries(display)
+        evaluation = play(display)
+    if evaluation is not None:
+        _print_table(console, evaluation)
+        if closing:
+            console.print(closing)
+    from sparring.report.page import write_report
+
+    page = write_report(run)
+    name = shown(run)
+    click.echo(f"\nDone in {time.monotonic() - began:.0f} seconds.")
+    for label, text in (
+        ("Report", shown(page)),
+        ("Model", shown(run / "model")),
+        ("Metrics", shown(run / "metrics.jsonl")),
+        ("Next", command("train", "lsp", "--init", name) + "   (go on from the trained model)"),
+        ("", command("eval", name, "--seed", "3") + "   (the same comparison on other questions)"),
+    ):
+        click.echo(f"{label:8} {text}")
+
+
+def _print_table(console: Console, evaluation: Evaluation) -> None:
+    from sparring.evaluation.comparison import table
+
+    console.print()
+    console.print(table(evaluation))

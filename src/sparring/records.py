@@ -1,0 +1,62 @@
+"""What a step leaves behind besides its figures: its seconds by phase, and its turns as a table."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from sparring.types import Advantages, Payoffs, Turn
+
+
+class Clock:
+    """Seconds by phase of one step."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """The phase `name` ended now."""
+        now = time.perf_counter()
+        self._laps[f"seconds/{name}"] = now - self._last
+        self._last = now
+
+    @property
+    def total(self) -> float:
+        """Seconds from the start to the last lap."""
+        return self._last - self._start
+
+    def figures(self) -> dict[str, float]:
+        """seconds/<phase> of each lap, and seconds/step."""
+        return {**self._laps, "seconds/step": self.total}
+
+
+def turn_rows(turns: Sequence[Turn], payoffs: Payoffs, advantages: Advantages) -> list[dict[str, Any]]:
+    """Turns as rows of a table: one a turn, parents by index."""
+    index = {turn: number for number, turn in enumerate(turns)}
+    return [
+        {
+            "index": index[turn],
+            "parent": -1 if turn.parent is None else index[turn.parent],
+            "role": turn.role.name,
+            "model": turn.model,
+            "prompt": str(turn.prompt.messages[-1]["content"]),
+            "text": turn.text,
+            "finish": turn.finish,
+            "prompt_tokens": len(turn.prompt_ids),
+            "completion_tokens": len(turn.completion_ids),
+            "payoff": payoffs[turn].total if turn in payoffs else None,
+            "parts": json.dumps(payoffs[turn].parts) if turn in payoffs else None,
+            "advantage": advantages.get(turn),
+            "trained": turn in advantages,
+            "info": json.dumps(dict(turn.info), default=_plain),
+        }
+        for turn in turns
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
