@@ -1,6 +1,6 @@
 """Seconds for FastLlama's passes on random weights: generate, score, backward.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/micro_llama.py --size s --tokens 64 --dtype bfloat16
+OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/micro_llama.py --size s --tokens 64 --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main() -> None:
         work()
         with torch.profiler.profile() as profile:
             work()
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=32, max_name_column_width=50))
+        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=32))
         return
     update()
     with torch.no_grad():
@@ -106,7 +106,8 @@ def main() -> None:
                     "generate": round(tokens / generate_s), "update": round(tokens / update_s)
                 },
                 "matrix_tflops": {
-                    "generate": round(flop / generate_s / 1e12, 3), "update": round(3 * flop / update_s / 1e12, 3)
+                    "generate": round(flop / generate_s / 1e12, 3),
+                    "update": round(3 * flop / update_s / 1e12, 3),
                 },
             }
         )

@@ -16,6 +16,7 @@ from sparring.arena.language import (
     SHOWS_WORKING,
     TASKS,
     Query,
+    Split,
     answer,
     challenger_prompt,
     draw_query,
@@ -49,10 +50,10 @@ ANSWERS = [
     ("flip:bead", "daeb=ebfc"),
     ("flip:at", "ta=ab"),
     ("unique:babec", "baec"),
-    ("trail:ca bd ab", "cabd"),
-    ("trail:ab ba", "ab"),
-    ("trail:ab cd", "ab"),
-    ("sum:3624", "3241"),
+    ("swap:beadc", "ebdac"),
+    ("swap:bead", "ebda"),
+    ("fold:beadc", "bceda"),
+    ("fold:bead", "bdea"),
     ("chain:RNbea", "RaebNbfc=bfc"),
     ("chain:SLbea", "SebaLbae=bae"),
 ]
@@ -63,8 +64,8 @@ WRONG = [
     ("flip:bead", "ebfc"),
     ("flip:bead", "daab=ebfc"),
     ("unique:babec", "babec"),
-    ("trail:ca bd ab", "cab"),
-    ("sum:3624", "3624"),
+    ("swap:beadc", "ebdca"),
+    ("fold:bead", "bead"),
     ("chain:RNbea", "bfc"),
     ("chain:RNbea", "RbeaNbfc=bfc"),
     ("chain:RNbea", "RaebNbfc"),
@@ -128,9 +129,9 @@ def test_no_text_breaks_parser_verifier_or_rubric(text: str, given_answer: str) 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "bead", "skip:", "skip:a", "skip: ab", "skip:ab ", "skip:ab\n", "Skip:ab", "skip:abz", "skip:ab=", "skip:skip:ab",
-     "skip:" + "a" * 13, "sum:ab", "sum:3", "sum:37", "sort:12", "chain:abc", "chain:Rab", "chain:RabcR", "trail:ab", "trail:abcd",
-     "trail:ab  cd", "trail:ab ac", "trail:ab cd ", "count:ab"],
+    ["", "bead", "skip:", "skip:a", "skip: ab", "skip:ab ", "skip:ab\n", "Skip:ab", "skip:abz", "skip:ab=",
+     "skip:a1", "skip:skip:ab", "skip:" + "a" * 13, "skip:Rabc", "chain:abc", "chain:Rab", "chain:RabcR",
+     "chain:" + "R" * 11 + "abc", "count:ab", "swap:áb"],
 )  # fmt: skip
 def test_malformed_queries(text: str) -> None:
     assert parse_query(text) is None
@@ -152,8 +153,8 @@ def test_malformed_queries(text: str) -> None:
         ("chain:RNbea", "RaebNbfc=bfc", (1, 1, 1, 1, 1, 1, 1)),
         ("chain:RNbea", "NaebRbfc=bfc", (1, 1, 1, 1, 1, 1, 0)),
         ("chain:RRRRbea", "bea", (1, 0, 1, 1, 1, 1, 0)),
-        ("sum:3624", "abcd", (1, 1, 0, 1, 1, 1, 1)),
-        ("trail:ca ab", "cabd", (1, 1, 1, 1, 0, 1, 1)),
+        ("swap:bead", "3624", (1, 1, 0, 1, 1, 1, 1)),
+        ("fold:bead", "bdeaa", (1, 1, 1, 1, 0, 1, 1)),
         ("unique:babec", "baec", (1, 1, 1, 1, 1, 1, 1)),
         ("reverse:", "", (0, 0, 0, 0, 0, 0, 0)),
     ],
@@ -188,7 +189,8 @@ def test_training_and_test_sets_never_meet(seed: int, split: str) -> None:
 
 
 def test_test_sets_are_stable_balanced_and_nearly_without_repeats() -> None:
-    for split, low, high in (("easy", 3, 10), ("hard", 6, 10)):
+    ranges: tuple[tuple[Split, int, int], ...] = (("easy", 3, 10), ("hard", 6, 10))
+    for split, low, high in ranges:
         drawn = test_set(split, DEV_SEED, 600)
         assert drawn == test_set(split, DEV_SEED, 600) != test_set(split, TEST_SEED, 600)
         assert drawn[:100] == test_set(split, DEV_SEED, 100)

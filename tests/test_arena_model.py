@@ -48,7 +48,7 @@ def tokenizer() -> Any:
 def _agrees(right: int, n: int, recorded: float) -> bool:
     """Whether a count fits a recorded share; one false alarm in 10,000 tests."""
     share = min(max(recorded, 0.5 / n), 1 - 0.5 / n)
-    return binomtest(right, n, share).pvalue > 1e-4
+    return bool(binomtest(right, n, share).pvalue > 1e-4)
 
 
 def test_files_are_those_recorded_and_small() -> None:
@@ -67,7 +67,7 @@ def test_the_tokenizer_loses_nothing(tokens: list[str]) -> None:
 
 
 def test_the_shipped_tokenizer_is_the_built_one(tokenizer: Any) -> None:
-    text = "Grader:chain:Sorta|SbcaRoab=oab {}Sort>sort:{}"
+    text = "Grader:chain:Sorta|SbcaRoab=oab{}Sort>sort:{}"
     assert tokenizer.get_vocab() == TOKENIZER.get_vocab()
     assert tokenizer.encode(text) == TOKENIZER.encode(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -6,6 +6,7 @@ Nothing heavy is imported at the top: help and usage errors answer at once.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import time
 from collections.abc import Callable
@@ -121,7 +122,9 @@ def train(
         return
     if recipe is not None and "=" in recipe:
         recipe, overrides = None, (recipe, *overrides)
-    given = [f"{key}={value}" for key, value in (("model.path", init), ("game.reward", reward)) if value]
+    # Quoted as YAML, so that a folder called null or 1e5 stays a text.
+    texts = (("model.path", init), ("game.reward", reward))
+    given = [f"{key}={json.dumps(text, ensure_ascii=False)}" for key, text in texts if text]
     config = _configuration(recipe, preset, file, (*given, *overrides))
     if dry_run:
         click.echo(config.to_yaml(), nl=False)

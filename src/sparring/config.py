@@ -1,7 +1,7 @@
 """One typed description of a run: recipe function → YAML file → command-line overrides.
 
-Every setting has its meaning and unit in its description; an unknown one is refused with the nearest name. The resolved
-configuration, written to the run's folder, repeats the run.
+Every setting has its meaning and unit in its description; an unknown one is refused with the nearest name.
+The resolved configuration, written to the run's folder, repeats the run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -41,7 +41,7 @@ class ModelConfig(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="compute precision; masters stay float32; auto: bfloat16 where the hardware is faster with it",
+        description="compute precision; masters stay float32; auto: bfloat16 where the hardware has it",
     )
     device: str = Field(default="auto", description="torch device; auto: cuda where there is one, else cpu")
     attention: str = Field(
@@ -139,7 +139,7 @@ class GameConfig(Section):
     )
     reward: str | None = Field(
         default=None,
-        description="package.module:function or file.py:function, ours or TRL's signature; empty: the domain's",
+        description="package.module:function or file.py:function, ours or TRL's form; null: the domain's",
     )
     challenge: ChallengeConfig = Field(default_factory=ChallengeConfig, description="the Challenger's side")
     quality: QualityConfig = Field(default_factory=QualityConfig, description="R_Q (LSP only)")
@@ -169,7 +169,7 @@ class LearnerConfig(Section):
     beta: NotNegative = Field(default=0.05, description="weight of the KL to the frozen start")
     kl: Literal["exact", "k1", "k2", "k3"] = Field(
         default="k3",
-        description="exact: over the vocabulary, in the loss; k1: in the reward; k2, k3: estimates, in the loss",
+        description="exact: in the loss, whole vocabulary; k2, k3: in the loss, sampled; k1: in the reward",
     )
     aggregation: Literal["sum", "grpo", "dapo", "dr_grpo"] = Field(
         default="sum",
@@ -247,7 +247,8 @@ def resolve(start: RunConfig, file: Path | None = None, overrides: tuple[str, ..
     """Recipe's configuration, then a YAML file's settings, then `key.key=value` overrides.
 
     Raises:
-        ConfigError: an unknown setting (with the nearest known one), a value out of its range, an unreadable file.
+        ConfigError: an unknown setting (with the nearest known one), a value out of its range, an unreadable
+            file.
     """
     settings = start.model_dump(mode="json")
     if file is not None:
@@ -344,7 +345,7 @@ def _takes_text(name: str) -> bool:
         if not (isinstance(section, type) and issubclass(section, Section)):
             return False
     field = section.model_fields.get(leaf)
-    return field is not None and str in (field.annotation, *get_args(field.annotation))
+    return field is not None and field.annotation in (str, str | None)
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any], source: str, prefix: str = "") -> None:

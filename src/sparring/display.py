@@ -60,10 +60,10 @@ def clean(text: str, limit: int = 240) -> str:
 def training_fields(metrics: Metrics) -> Fields:
     """The step's figures that were measured, as (label, text)."""
     shown: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-        ("V", "game/V", "{:.2f}".format),
-        ("V_Q", "game/V_Q", "{:.2f}".format),
+        ("V", "game/V", "{:z.2f}".format),
+        ("V_Q", "game/V_Q", "{:z.2f}".format),
         ("valid", "game/valid_share", "{:.0%}".format),
-        ("KL", "kl/solver", "{:.4f}".format),
+        ("KL", "kl/solver", "{:z.4f}".format),
         ("dead groups", "game/dead_groups", "{:.0%}".format),
         ("tokens/s", "tokens_per_second", "{:,.0f}".format),
     )

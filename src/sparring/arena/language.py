@@ -10,8 +10,8 @@ sloppy ones ever more often as the level rises: reinforcement brings out an abil
     sort:bead       latent  in the order of the alphabet             abde
     flip:bead       latent  backwards, then each the next letter     daeb=ebfc      (working demanded)
     unique:babec    skill   later copies of a letter dropped         baec
-    trail:ca bd ab  skill   from the first pair, follow the links    cabd
-    sum:3624        skill   running sums, modulo seven               3241
+    swap:beadc      skill   neighbours exchanged, an odd last one stays  ebdac
+    fold:beadc      skill   first, last, second, last but one, ...   bceda
     chain:RNbea     skill   operations one by one on three letters   RaebNbfc=bfc   (working demanded)
 
 Operations of a chain: R reverses, N takes each letter's next (t wraps to a), S swaps the first two, L moves
@@ -23,15 +23,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
 LETTERS = "abcdefghijklmnopqrst"
-DIGITS = "0123456"
 OPERATIONS = "RNSL"
-FAMILIES: tuple[str, ...] = ("skip", "reverse", "sort", "flip", "unique", "trail", "sum", "chain")
+FAMILIES: tuple[str, ...] = ("skip", "reverse", "sort", "flip", "unique", "swap", "fold", "chain")
 KIND: dict[str, Literal["latent", "skill"]] = {
     family: "latent" if family in ("skip", "reverse", "sort", "flip") else "skill" for family in FAMILIES
 }
@@ -44,17 +42,13 @@ HARD_LEVELS = (6, 10)
 CHAIN_LETTERS = 3
 
 _QUERY = re.compile(r"([a-z]+):(.+)", re.DOTALL)
-_WORD = {
-    "trail": re.compile(r"[a-t]{2}(?: [a-t]{2})*"),
-    "sum": re.compile(r"[0-6]+"),
-    "chain": re.compile(r"[RNSL]+[a-t]{3}"),
-}
-_LETTERS_ONLY = re.compile(r"[a-t]+")
+_CHAIN_WORD = re.compile(r"[RNSL]+[a-t]{3}")
+_LETTER_WORD = re.compile(r"[a-t]+")
 
 
 @dataclass(frozen=True)
 class Query:
-    """A well-formed query. `level` is the word's length; pairs for trail; operations + 2 for chain."""
+    """A well-formed query. `level` is the word's length; operations + 2 for chain."""
 
     family: str
     word: str
@@ -65,21 +59,16 @@ class Query:
 
 
 def _level(family: str, word: str) -> int:
-    if family == "trail":
-        return (len(word) + 1) // 3
     return len(word) - CHAIN_LETTERS + 2 if family == "chain" else len(word)
 
 
 def make_query(family: str, word: str) -> Query | None:
     """The query of this family and word, or None where the word is malformed or its level illegal."""
-    if family not in FAMILIES or not _WORD.get(family, _LETTERS_ONLY).fullmatch(word):
+    form = _CHAIN_WORD if family == "chain" else _LETTER_WORD
+    if family not in FAMILIES or not form.fullmatch(word):
         return None
     level = _level(family, word)
-    if not MIN_LEVEL <= level <= MAX_LEVEL:
-        return None
-    if family == "trail" and len(set(word[::3])) != level:
-        return None  # two pairs with one first letter: the trail would fork
-    return Query(family, word, level)
+    return Query(family, word, level) if MIN_LEVEL <= level <= MAX_LEVEL else None
 
 
 def parse_query(text: str) -> Query | None:
@@ -119,20 +108,8 @@ def _chain(word: str) -> str:
     return "".join(steps) + "=" + current
 
 
-def _trail(word: str) -> str:
-    follows = {pair[0]: pair[1] for pair in word.split(" ")}
-    trace = word[0]
-    while trace[-1] in follows and follows[trace[-1]] not in trace:
-        trace += follows[trace[-1]]
-    return trace
-
-
-def _sums(word: str) -> str:
-    total, trace = 0, ""
-    for digit in word:
-        total = (total + int(digit)) % len(DIGITS)
-        trace += str(total)
-    return trace
+def _fold(word: str) -> str:
+    return "".join(word[i // 2] if i % 2 == 0 else word[-1 - i // 2] for i in range(len(word)))
 
 
 _ANSWER: dict[str, Callable[[str], str]] = {
@@ -141,16 +118,14 @@ _ANSWER: dict[str, Callable[[str], str]] = {
     "sort": lambda word: "".join(sorted(word)),
     "flip": lambda word: f"{word[::-1]}={_next(word[::-1])}",
     "unique": lambda word: "".join(dict.fromkeys(word)),
-    "trail": _trail,
-    "sum": _sums,
+    "swap": lambda word: re.sub(r"(.)(.)", r"\2\1", word),
+    "fold": _fold,
     "chain": _chain,
 }
 
 
 def answer(query: Query) -> str:
     """The reference answer, with its working where the family demands one.
-
-    A trail ends at a letter that begins no pair, or whose link leads back to a letter already passed.
 
     >>> answer(Query("flip", "bead", 4))
     'daeb=ebfc'
@@ -168,16 +143,9 @@ def _pick(rng: np.random.Generator, symbols: str, n: int) -> str:
 
 
 def draw_word(rng: np.random.Generator, family: str, level: int) -> str:
-    """A random word of the family at this level (trail: at most len(LETTERS) − 1)."""
-    if family == "sum":
-        return _pick(rng, DIGITS, level)
+    """A random word of the family at this level."""
     if family == "chain":
         return _pick(rng, OPERATIONS, level - 2) + _pick(rng, LETTERS, CHAIN_LETTERS)
-    if family == "trail":
-        path = [LETTERS[i] for i in rng.permutation(len(LETTERS))[: level + 1]]
-        pairs = [first + second for first, second in pairwise(path)]
-        rest = [pairs[1 + i] for i in rng.permutation(level - 1)]
-        return " ".join([pairs[0], *rest])
     if family == "unique":  # from few letters, so that there is something to drop
         letters = "".join(LETTERS[i] for i in rng.permutation(len(LETTERS))[: max(2, (2 * level + 2) // 3)])
         return _pick(rng, letters, level)

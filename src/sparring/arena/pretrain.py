@@ -29,7 +29,7 @@ from sparring.arena.tokenizer import EOS, GO, PAD, build_tokenizer
 from sparring.lm.base import PromptGroup
 from sparring.lm.llama import FastLlama
 
-STEPS = 5000
+STEPS = 3500
 TOKENS_PER_STEP = 2048
 MATRIX_RATE, OUTER_RATE = 6e-3, 3e-3
 WARM_UP_STEPS = 100

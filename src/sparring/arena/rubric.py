@@ -14,8 +14,8 @@ from sparring.arena.language import CHAIN_LETTERS, Query, final, parse_query
 
 RUBRIC: tuple[str, ...] = (
     "One can tell which task the query sets.",
-    "The query is specific: no letter, digit or operation fills more than half of it.",
-    "The answer can be read: it is there, and its result is in the symbols of the task.",
+    "The query is specific: no letter or operation fills more than half of it.",
+    "The answer can be read: it is there, and its result is in letters.",
     "The result covers a good part: at least half of what the query calls for.",
     "The result is as long as the query calls for.",
     "The answer is to the point: no more signs of equality than the task's form has.",
@@ -23,7 +23,7 @@ RUBRIC: tuple[str, ...] = (
 )
 POINTS = len(RUBRIC)
 
-_LETTERS, _DIGITS = re.compile(r"[a-t]+"), re.compile(r"[0-6]+")
+_LETTERS = re.compile(r"[a-t]+")
 _STEPS = re.compile(r"(?:[RNSL][a-t]{3})+")
 _GRADE = re.compile(rf"([01]{{{POINTS}}})=([0-9])")
 
@@ -34,13 +34,12 @@ def _result_lengths(query: Query) -> tuple[int, int]:
     return {
         "skip": ((level + 1) // 2, (level + 1) // 2),
         "unique": (1, level),
-        "trail": (2, level + 1),
         "chain": (CHAIN_LETTERS, CHAIN_LETTERS),
     }.get(query.family, (level, level))
 
 
 def _specific(query: Query) -> bool:
-    symbols = query.word[:-CHAIN_LETTERS] if query.family == "chain" else query.word.replace(" ", "")
+    symbols = query.word[:-CHAIN_LETTERS] if query.family == "chain" else query.word
     return max(Counter(symbols).values()) <= max(2, (len(symbols) + 1) // 2)
 
 
@@ -66,12 +65,11 @@ def score(query_text: str, answer_text: str) -> tuple[int, ...]:
         return (0,) * POINTS
     given = answer_text.strip()
     result, working = final(given), given.rpartition("=")[0]
-    symbols = _DIGITS if query.family == "sum" else _LETTERS
     fewest, most = _result_lengths(query)
     points = (
         True,
         _specific(query),
-        bool(symbols.fullmatch(result)),
+        bool(_LETTERS.fullmatch(result)),
         2 * len(result) >= fewest,
         fewest <= len(result) <= most,
         given.count("=") <= (1 if query.family in ("flip", "chain") else 0),

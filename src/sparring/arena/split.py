@@ -26,7 +26,7 @@ def _draw(split: Split, seed: int, n: int, *, testing: bool) -> list[Query]:
     drawn: list[Query] = []
     while len(drawn) < n:
         query = draw_query(rng, split)
-        # Short words are few: a repeat is dropped by a fair coin's patience, not forever.
+        # Short words are few: a repeat is let in now and then, lest the search never end.
         if held_out(render_query(query)) is not testing or (query in seen and rng.random() < 0.9):
             continue
         seen.add(query)

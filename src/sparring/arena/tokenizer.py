@@ -1,4 +1,4 @@
-"""The arena's tokenizer and chat template: word-level, 59 tokens, nothing lost.
+"""The arena's tokenizer and chat template: word-level, 58 tokens, nothing lost.
 
 Every keyword ends in a sign that is no token of its own (`:`, `>`, `{}`), so letters can never add up to a
 keyword: ids → text → ids and text → ids → text are both the identity on the arena's tokens.
@@ -16,7 +16,6 @@ from sparring.arena.language import (
     ANSWER_SEPARATOR,
     BLANK,
     CHALLENGER,
-    DIGITS,
     FAMILIES,
     GRADER,
     LETTERS,
@@ -35,8 +34,8 @@ KEYWORDS = (
     *(family.capitalize() + TASK_SEPARATOR for family in FAMILIES),
     BLANK,
 )
-# "7" is for grades: the toy digits end at 6.
-SYMBOLS = (*LETTERS, *DIGITS, "7", *OPERATIONS, "=", " ", ANSWER_SEPARATOR)
+DIGITS = "01234567"  # of grades
+SYMBOLS = (*LETTERS, *DIGITS, *OPERATIONS, "=", ANSWER_SEPARATOR)
 VOCABULARY = (*SPECIAL, *KEYWORDS, *SYMBOLS)
 
 # A user's message stands bare; the model speaks between <go> and <eos>.

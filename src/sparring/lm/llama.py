@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,21 +78,21 @@ class FastLlama:
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, trainable: bool) -> None:
         reason = self.unsupported(model)
         if reason is not None:
-            raise ValueError(f"FastLlama cannot run {type(model).__name__}: {reason}. Use the generic engine.")
+            raise ValueError(f"FastLlama cannot run this model: {reason}. Use the generic engine.")
         self.model = model
         self.dtype = dtype
         self.trainable = trainable
-        self.device = model.get_input_embeddings().weight.device
+        decoder: Any = model.get_decoder()
+        embedding: Any = model.get_input_embeddings()
+        head: Any = model.get_output_embeddings()
+        self.device: torch.device = embedding.weight.device
         self.geometry = _geometry(model)
         self._sources: list[tuple[Tensor, list[Tensor]]] = []
-        self._version = 0
-        decoder = model.get_decoder()
-        self.embedding = self._copy(model.get_input_embeddings().weight)
+        self.embedding = self._copy(embedding.weight)
         self.layers = [self._copy_layer(layer) for layer in decoder.layers]
         self.norm = self._copy(decoder.norm.weight)
-        head = model.get_output_embeddings().weight
-        self.head = self.embedding if head is model.get_input_embeddings().weight else self._copy(head)
-        self._inv_freq = decoder.rotary_emb.inv_freq
+        self.head = self.embedding if head.weight is embedding.weight else self._copy(head.weight)
+        self._inv_freq: Tensor = decoder.rotary_emb.inv_freq
         self._rope_scaling = float(decoder.rotary_emb.attention_scaling)
         self._rope_table: tuple[Tensor, Tensor] | None = None
         self.refresh()
@@ -107,14 +108,15 @@ class FastLlama:
         self._sources.append((leaf, list(masters)))
         return leaf
 
-    def _copy_layer(self, layer: nn.Module) -> Layer:
+    def _copy_layer(self, layer: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        biased = attention.q_proj.bias is not None
         normed = hasattr(attention, "q_norm")
         return Layer(
             attention_norm=self._copy(layer.input_layernorm.weight),
             qkv=self._copy(*(p.weight for p in projections)),
-            qkv_bias=self._copy(*(p.bias for p in projections)) if attention.q_proj.bias is not None else None,
+            qkv_bias=self._copy(*(p.bias for p in projections)) if biased else None,
             q_norm=self._copy(attention.q_norm.weight) if normed else None,
             k_norm=self._copy(attention.k_norm.weight) if normed else None,
             out=self._copy(attention.o_proj.weight),
@@ -129,7 +131,6 @@ class FastLlama:
         for leaf, masters in self._sources:
             for part, master in zip(leaf.split([m.shape[0] for m in masters]), masters, strict=True):
                 part.copy_(master)
-        self._version += 1
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
@@ -145,11 +146,6 @@ class FastLlama:
                 else:
                     master.grad.add_(part)
             leaf.grad = None
-
-    @property
-    def version(self) -> int:
-        """Counts refreshes, so that what is derived from the copies knows when it is stale."""
-        return self._version
 
     def rope(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and signed sin [length, head_dim] in the compute dtype, for `llama_layers.rotate_`."""
@@ -194,18 +190,20 @@ class FastLlama:
 
 
 def _geometry(model: PreTrainedModel) -> Geometry:
-    config = model.config
-    attention = model.get_decoder().layers[0].self_attn
+    config: Any = model.config
+    decoder: Any = model.get_decoder()
+    embedding: Any = model.get_input_embeddings()
+    attention = decoder.layers[0].self_attn
     return Geometry(
-        layers=len(model.get_decoder().layers),
+        layers=len(decoder.layers),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=attention.head_dim,
         hidden=config.hidden_size,
-        vocab=model.get_output_embeddings().weight.shape[0],
+        vocab=embedding.weight.shape[0],
         eps=config.rms_norm_eps,
         scale=attention.scaling,
-        padding_idx=model.get_input_embeddings().padding_idx,
+        padding_idx=embedding.padding_idx,
     )
 
 
@@ -217,7 +215,8 @@ def _unsupported(model: PreTrainedModel) -> str | None:
 
 
 def _odd_config(model: PreTrainedModel) -> str | None:
-    config = model.config
+    config: Any = model.config
+    decoder: Any = model.get_decoder()
     if getattr(config, "hidden_act", None) != "silu":
         return f"hidden_act is {config.hidden_act!r}, not 'silu'"
     layer_types = getattr(config, "layer_types", None) or ()
@@ -225,7 +224,7 @@ def _odd_config(model: PreTrainedModel) -> str | None:
         return "some layers attend to a sliding window"
     if isinstance(model, MistralForCausalLM) and config.sliding_window is not None:
         return f"sliding_window is {config.sliding_window}"
-    rope_type = model.get_decoder().rotary_emb.rope_type
+    rope_type = decoder.rotary_emb.rope_type
     if rope_type not in FIXED_ROPE:
         return f"rope type {rope_type!r} changes with the length of the text"
     return None
@@ -238,7 +237,7 @@ def _odd_modules(model: PreTrainedModel) -> str | None:
         last = name.rpartition(".")[2]
         if last in ("o_proj", "gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "lm_head"):
             if type(module) is not nn.Linear:
-                return f"{name} is a {type(module).__name__} (an adapter or a quantised layer), not a plain Linear"
+                return f"{name} is a {type(module).__name__} (adapter? quantised?), not a plain Linear"
             if module.bias is not None and last not in ("q_proj", "k_proj", "v_proj"):
                 return f"{name} has a bias"
     return None

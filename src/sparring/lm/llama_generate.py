@@ -1,4 +1,4 @@
-"""Decoding: each distinct prompt computed once, then one lockstep pass per token over the rows still writing."""
+"""Decoding: each distinct prompt computed once, then one lockstep pass per token over rows still writing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional as fn
 
 from sparring.lm.base import Completion, PromptGroup, SamplingParams
 from sparring.lm.llama import FastLlama, Geometry
@@ -16,10 +16,10 @@ from sparring.lm.llama_layers import mlp, project_qkv, rotate_
 from sparring.lm.llama_sample import draw, filter_logprobs, id_mask
 from sparring.lm.llama_score import final_norm, forward, pack
 
-# Suffix slots added at a time (a quarter of what there is, if more). Unused ones are masked, and cost time.
+# Suffix slots added at a time (or a quarter of what there is). Unused ones are masked, and cost time.
 GROWTH = 16
-# On a CPU a short cache is faster in fp32: below this many slots in all, what a call costs outweighs the bytes.
-FP32_SLOTS = 128
+# On a CPU a very short cache is faster in fp32: up to this many slots fixed costs outweigh the bytes.
+FP32_SLOTS = 48
 # Finished rows are dropped once this share of the batch has finished.
 COMPACT_SHARE = 1 / 8
 
@@ -28,10 +28,10 @@ COMPACT_SHARE = 1 / 8
 class Cache:
     """Keys and values: prompts once (N, right-padded to P), then what each of B live rows wrote since.
 
-    Per layer: prefix_keys, prefix_values [K N, P, head_dim]; suffix [2, K, B, slots, head_dim] (keys, values).
-    prefix_mask [K N, 1, P] (or [1, 1, 1]) and suffix_mask [slots] are 0 or −inf.
-    pad [N G] is the row at each place of a rectangle of G rows a prompt, place [B] the place of each row; both
-    None where rows fill the rectangle in order.
+    A layer: prefix_keys, prefix_values [K N, P, head_dim]; suffix (keys, values) [2, K, B, slots, head_dim].
+    prefix_mask [K N, 1, P] and suffix_mask [slots] are 0 or −inf.
+    pad [N G] is the row at each place of a rectangle of G rows a prompt, place [B] the place of each row;
+    both None where rows fill the rectangle in order.
     """
 
     prefix_keys: list[Tensor]
@@ -43,7 +43,7 @@ class Cache:
     place: Tensor | None = None
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Hold keys, values and masks in this dtype (lossless: keys and values were computed in the narrower)."""
+        """Hold keys, values and masks in this dtype; bf16 through fp32 loses nothing."""
         self.prefix_keys, self.prefix_values, self.suffix = (
             [x.to(dtype) for x in tensors] for tensors in (self.prefix_keys, self.prefix_values, self.suffix)
         )
@@ -56,11 +56,13 @@ class Cache:
         """
         slots = len(self.suffix_mask)
         if slot >= slots:
-            short = self.suffix_mask.device.type == "cpu" and self.prefix_keys[0].shape[1] + slots < FP32_SLOTS
-            self.cast(torch.float32 if short else dtype)
+            in_all = self.prefix_mask.shape[-1] + slots
+            self.cast(
+                torch.float32 if in_all <= FP32_SLOTS and self.prefix_mask.device.type == "cpu" else dtype
+            )
             more = min(max(GROWTH, slots // 4), limit - slots)
-            self.suffix = [F.pad(x, (0, 0, 0, more)) for x in self.suffix]
-            self.suffix_mask = F.pad(self.suffix_mask, (0, more), value=float("-inf"))
+            self.suffix = [fn.pad(x, (0, 0, 0, more)) for x in self.suffix]
+            self.suffix_mask = fn.pad(self.suffix_mask, (0, more), value=float("-inf"))
         self.suffix_mask[slot] = 0
 
     def keep(self, rows_B: np.ndarray, prompt_B: np.ndarray, prompts: int, kv_heads: int) -> np.ndarray:
@@ -80,7 +82,7 @@ class Cache:
 
             self.prefix_keys = [select(x) for x in self.prefix_keys]
             self.prefix_values = [select(x) for x in self.prefix_values]
-            self.prefix_mask = select(self.prefix_mask) if self.prefix_mask.numel() > 1 else self.prefix_mask
+            self.prefix_mask = select(self.prefix_mask)
         self.arrange(prompt_B)
         return prompt_B
 
@@ -128,7 +130,8 @@ def generate(
         if params.temperature == 0:
             tokens_B = choice_BV.argmax(-1)
         else:
-            tokens_B = draw(choice_BV, torch.from_numpy(uniforms_BT[live, step]).to(model.device))
+            uniforms_B = torch.from_numpy(uniforms_BT[live, step]).to(model.device)
+            tokens_B = draw(torch.softmax(choice_BV, -1), uniforms_B)
         chosen_B = logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
         writing_B = written.add(live, step, tokens_B.cpu().numpy(), chosen_B.cpu().numpy(), stops_V)
         if step + 1 == limit or not writing_B.any():
@@ -139,7 +142,8 @@ def generate(
             live, position_B = live[keep], position_B[keep]
             prompt_B = cache.keep(keep, prompt_B[keep], int(prompt_B[-1]) + 1, model.geometry.kv_heads)
         cache.open_slot(step, limit - 1, model.dtype)
-        logits_BV = _decode(model, cache, tokens_B, torch.from_numpy(position_B + step).to(model.device), step)
+        positions_B = torch.from_numpy(position_B + step).to(model.device)
+        logits_BV = _decode(model, cache, tokens_B, positions_B, step)
     flat = written.completions()
     return [flat[i : i + n] for i in range(0, rows, n)]
 
@@ -163,7 +167,9 @@ class Written:
     def completions(self) -> list[Completion]:
         """One per row."""
         return [
-            Completion(tuple(ids[:length].tolist()), logprobs[:length].copy(), "stop" if stopped else "length")
+            Completion(
+                tuple(ids[:length].tolist()), logprobs[:length].copy(), "stop" if stopped else "length"
+            )
             for ids, logprobs, length, stopped in zip(
                 self.ids_BT, self.logprobs_BT, self.lengths_B, self.stopped_B, strict=True
             )
@@ -194,15 +200,14 @@ def _prefill(model: FastLlama, prompts: list[tuple[int, ...]], rows: int) -> tup
     n, p, _, _ = packed.layout.sizes
     k, d = model.geometry.kv_heads, model.geometry.head_dim
     at_keys, at_values = packed.layout.gather[n * p * model.geometry.heads :].view(2, n, k, p).transpose(1, 2)
+    nothing = torch.zeros(2, k, rows, 0, d, dtype=model.dtype, device=model.device)
     cache = Cache(
         prefix_keys=[],
         prefix_values=[],
-        suffix=[torch.zeros(2, k, rows, 0, d, dtype=model.dtype, device=model.device)] * model.geometry.layers,
-        prefix_mask=torch.zeros(1, 1, 1, dtype=model.dtype, device=model.device),
-        suffix_mask=torch.zeros(0, dtype=model.dtype, device=model.device),
+        suffix=[nothing] * model.geometry.layers,
+        prefix_mask=packed.layout.prefix_mask.view(n, k, 1, p).transpose(0, 1).flatten(0, 1),
+        suffix_mask=nothing.new_zeros(0),
     )
-    if packed.layout.prefix_mask is not None:
-        cache.prefix_mask = packed.layout.prefix_mask.view(n, k, 1, p).transpose(0, 1).flatten(0, 1)
 
     def fill(_: int, qkv: Tensor) -> None:
         heads = qkv.view(-1, d)
@@ -212,33 +217,33 @@ def _prefill(model: FastLlama, prompts: list[tuple[int, ...]], rows: int) -> tup
     h_TD = forward(model, packed, fill)
     lengths_N = np.array([len(prompt) for prompt in prompts])
     last_N = torch.from_numpy(np.cumsum(lengths_N) - 1).to(model.device)
-    return F.linear(final_norm(model, h_TD.index_select(0, last_N)), model.head), cache, lengths_N
+    return fn.linear(final_norm(model, h_TD.index_select(0, last_N)), model.head), cache, lengths_N
 
 
 def _decode(model: FastLlama, cache: Cache, tokens_B: Tensor, positions_B: Tensor, slot: int) -> Tensor:
     """Logits [B, V] after these tokens, which enter the cache at `slot`."""
     geometry = model.geometry
     b, k, d = len(tokens_B), geometry.kv_heads, geometry.head_dim
-    cos, signed_sin = (
+    rope = tuple(
         table.index_select(0, positions_B)[:, None] for table in model.rope(int(positions_B.max()) + 1)
     )
-    h_BD = F.embedding(tokens_B, model.embedding)
+    h_BD = fn.embedding(tokens_B, model.embedding)
     for i, layer in enumerate(model.layers):
         heads = project_qkv(h_BD, layer, geometry).view(b, geometry.packed_heads, d)
-        rotate_(heads[:, : geometry.heads + k], cos, signed_sin)
+        rotate_(heads[:, : geometry.heads + k], *rope)
         cache.suffix[i][:, :, :, slot] = heads[:, geometry.heads :].view(b, 2, k, d).permute(1, 2, 0, 3)
-        query = torch.empty(k, b, geometry.heads_per_kv * d, dtype=cache.suffix_mask.dtype, device=model.device)
+        query = cache.suffix_mask.new_empty(k, b, geometry.heads_per_kv * d)
         query.copy_(heads[:, : geometry.heads].view(b, k, -1).transpose(0, 1))
-        attended = torch.empty(b, k, geometry.heads_per_kv * d, dtype=model.dtype, device=model.device)
+        attended = h_BD.new_empty(b, k, geometry.heads_per_kv * d)
         attended.copy_(_attend(query, cache, i, geometry).transpose(0, 1))
         h_BD = mlp(torch.addmm(h_BD, attended.view(b, -1), layer.out.t()), layer, geometry)
-    return F.linear(final_norm(model, h_BD), model.head)
+    return fn.linear(final_norm(model, h_BD), model.head)
 
 
 def _attend(query: Tensor, cache: Cache, i: int, geometry: Geometry) -> Tensor:
     """Attention of queries [K, B, R · head_dim] to layer i's cache: scores side by side, one softmax.
 
-    The rows of one prompt meet its keys as one matrix: what is read per step is the prompt once, not once a row.
+    The rows of one prompt meet its keys as one matrix: a step reads the prompt once, not once a row.
     """
     k, b, _ = query.shape
     r, d = geometry.heads_per_kv, geometry.head_dim

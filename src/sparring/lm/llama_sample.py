@@ -10,7 +10,7 @@ from sparring.lm.base import SamplingParams
 
 
 def id_mask(ids: tuple[int, ...], vocab: int, setting: str) -> np.ndarray:
-    """Boolean mask [V] of these ids. Raises ValueError, naming the setting, for ids outside the vocabulary."""
+    """Boolean mask [V] of these ids. Raises ValueError, naming the setting, for ids outside [0, V)."""
     mask_V = np.zeros(vocab, bool)
     if any(not 0 <= i < vocab for i in ids):
         raise ValueError(f"{setting} must lie in [0, {vocab}), not {[i for i in ids if not 0 <= i < vocab]}")
@@ -19,7 +19,7 @@ def id_mask(ids: tuple[int, ...], vocab: int, setting: str) -> np.ndarray:
 
 
 def filter_logprobs(logprobs_BV: Tensor, params: SamplingParams, banned_V: Tensor | None) -> Tensor:
-    """Log-probabilities (not normalised) with −inf for what is banned, then outside top-k, then outside top-p.
+    """Log-probabilities (not normalised) with −inf for what is banned, outside top-k, outside top-p.
 
     top-k keeps the k likeliest (and what ties with the last); top-p the fewest likeliest tokens whose
     probabilities, of what is left by then, reach p. Returns the input itself where no filter is on.
@@ -35,19 +35,21 @@ def filter_logprobs(logprobs_BV: Tensor, params: SamplingParams, banned_V: Tenso
     if params.top_p < 1:
         ordered_BV, order_BV = torch.softmax(logprobs_BV, -1).sort(descending=True, stable=True)
         before_BV = ordered_BV.cumsum(-1) - ordered_BV
-        drop_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter_(1, order_BV, before_BV >= params.top_p)
+        drop_BV = torch.empty_like(order_BV, dtype=torch.bool).scatter_(
+            1, order_BV, before_BV >= params.top_p
+        )
         logprobs_BV = logprobs_BV.masked_fill(drop_BV, floor)
     return logprobs_BV
 
 
-def draw(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+def draw(probabilities_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """The token at which the cumulative probability, in id order, first exceeds u · total. [B] int64.
 
     Inverse CDF: torch.multinomial takes many times longer and cannot give each row its own stream.
     A token of probability 0 is never drawn.
     """
-    # The maximum is 0 after this shift, so that heavy bans cannot push every probability to 0.
-    cdf_BV = (logprobs_BV - logprobs_BV.amax(-1, keepdim=True)).exp_().cumsum(-1)
+    cdf_BV = probabilities_BV.cumsum(-1)
     total_B = cdf_BV[:, -1:]
-    target_B = torch.minimum(uniforms_B[:, None] * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
+    below_B = torch.nextafter(total_B, torch.zeros_like(total_B))
+    target_B = torch.minimum(uniforms_B[:, None] * total_B, below_B)
     return torch.searchsorted(cdf_BV, target_B, right=True)[:, 0]

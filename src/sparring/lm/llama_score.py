@@ -1,4 +1,4 @@
-"""The training forward: every group's prompt once, its answers behind it, log-probabilities at scored positions."""
+"""The training forward: each group's prompt once, its answers behind it, log-probabilities where scored."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional as fn
 
 from sparring.lm.base import PromptGroup, Scores
 from sparring.lm.head import head_scores
 from sparring.lm.llama import FastLlama
-from sparring.lm.llama_layers import Layout, SharedPrefixAttention, lay_out, mlp, project_qkv
+from sparring.lm.llama_layers import Layout, SharedPrefixAttention, lay_out, mlp, project_qkv, rms_norm
+
+# Attention weights, over all layers, that a backward pass may keep (and one layer's that may exist at all).
+KEPT_WEIGHTS = 2**29
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +87,17 @@ def forward(
     on_qkv(layer, qkv) sees every layer's rotated projections (generation fills its cache from them).
     """
     geometry = model.geometry
-    cos, signed_sin = (
+    n, p, g, t = packed.layout.sizes
+    weights = n * geometry.heads * (p * p + g * t * (p + t))
+    keep = weights * (geometry.layers if torch.is_grad_enabled() else 1) <= KEPT_WEIGHTS
+    rope = tuple(
         table.index_select(0, packed.positions_T)[:, None]
         for table in model.rope(int(packed.positions_T.max()) + 1)
     )
-    h_TD = F.embedding(packed.ids_T, model.embedding, geometry.padding_idx)
+    h_TD = fn.embedding(packed.ids_T, model.embedding, geometry.padding_idx)
     for i, layer in enumerate(model.layers):
         qkv = project_qkv(h_TD, layer, geometry)
-        attended = SharedPrefixAttention.apply(qkv, cos, signed_sin, packed.layout, geometry)
+        attended = SharedPrefixAttention.apply(qkv, rope, packed.layout, geometry, keep)
         if on_qkv is not None:
             on_qkv(i, qkv)
         h_TD = torch.addmm(h_TD, attended, layer.out.t())
@@ -101,7 +107,7 @@ def forward(
 
 def final_norm(model: FastLlama, h_SD: Tensor) -> Tensor:
     """The norm before the head."""
-    return F.rms_norm(h_SD, (model.geometry.hidden,), model.norm, model.geometry.eps)
+    return rms_norm(h_SD, model.norm, model.geometry.eps)
 
 
 def score(
@@ -112,7 +118,7 @@ def score(
     reference: FastLlama | None,
     entropy: bool,
 ) -> Scores:
-    """See `LanguageModel.score`. temperature 0 (greedy) scores at 1. A reference needs the same vocabulary."""
+    """See `LanguageModel.score`. Temperature 0 (greedy) scores at 1; a reference has the same vocabulary."""
     if not any(group.scored_tokens for group in groups):
         nothing_S = torch.zeros(0, device=model.device)
         return Scores(nothing_S, nothing_S if reference is not None else None, nothing_S if entropy else None)
@@ -120,8 +126,10 @@ def score(
     ref_hidden_SD = None
     if reference is not None:
         with torch.no_grad():
-            ref_packed = packed if reference.dtype == model.dtype else pack(reference, groups)
-            ref_hidden_SD = final_norm(reference, forward(reference, ref_packed).index_select(0, packed.scored_S))
+            same = (reference.dtype, reference.geometry) == (model.dtype, model.geometry)
+            ref_packed = packed if same else pack(reference, groups)
+            ref_SD = forward(reference, ref_packed).index_select(0, packed.scored_S)
+            ref_hidden_SD = final_norm(reference, ref_SD)
     hidden_SD = final_norm(model, forward(model, packed).index_select(0, packed.scored_S))
     return head_scores(
         hidden_SD,
