@@ -26,7 +26,7 @@ from sparring.run import train
         (
             "lsp",
             ("game.challenger.temperature=0.5",),
-            r"game\.challenger\.temperature is 0\.5.*set them equal",
+            r"game\.challenger\.temperature is 0\.5.*equal",
         ),
         ("lsp", ("model.path=/no/such/model",), "/no/such/model: no such folder"),
         ("lsp", ("game.domain=text",), r"game\.reward"),
@@ -40,12 +40,12 @@ from sparring.run import train
         (
             "grpo",
             ("game.kind=custom", "game.custom=builtins:dict"),
-            r"game\.custom: .* dict, not a sparring Game",
+            r"game\.custom: .* dict, not a",
         ),
         (
             "grpo",
             ("game.kind=custom", "game.custom=builtins:nothing"),
-            r"game\.custom: builtins has no 'nothing'",
+            "builtins has no 'nothing'",
         ),
         ("grpo", ("trackers=[tensorbord]",), "did you mean 'tensorboard'"),
     ],

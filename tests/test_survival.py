@@ -1,4 +1,4 @@
-"""Runs that survive: killed, stopped, damaged, out of disk, out of range, and always the same run in the end."""
+"""Runs that survive: killed, stopped, damaged, out of disk, diverged; and always the same run in the end."""
 
 from __future__ import annotations
 
@@ -26,11 +26,20 @@ from sparring.rewards.base import RewardError
 from sparring.run import resume, train
 from sparring.runfolder import RunFolder, RunFolderError
 
-# Children are forked from a server that has imported everything and computed nothing: a start takes milliseconds.
+# Forked from a server that has imported everything and computed nothing, so that a start takes no time.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["sparring.run", "sparring.recipes", "sparring.lm.llama_generate", "sparring.lm.llama_score"]
-    + ["transformers.models.llama.modeling_llama", "pyarrow.parquet", "scipy.stats", "pytest"]
+    [
+        "sparring.run",
+        "sparring.recipes",
+        "sparring.lm.llama_generate",
+        "sparring.lm.llama_score",
+        "sparring.lm.generic",
+        "transformers.models.llama.modeling_llama",
+        "pyarrow.parquet",
+        "scipy.stats",
+        "pytest",
+    ]
 )
 FAILED, STOPPED = 1, 3
 
@@ -111,7 +120,7 @@ def test_kill_9_at_random_moments_changes_nothing(
 
 
 def at_operation(out: Path, told: Recorder, number: int) -> Recorder:
-    """Kill this process, as kill -9 does, before its number-th change to the run's files (0: only count them)."""
+    """Kill -9 this process before its number-th change to the run's files (0: only count them)."""
     counter = count(1)
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
@@ -239,7 +248,7 @@ EXTREME = "    if calls == 4: scores = [1e30 * (-1) ** i for i in range(len(scor
 
 
 def _reward_run(tmp_path: Path, fault: str, *overrides: str) -> tuple[RunConfig, Path]:
-    """A GRPO run whose reward fails in step 4, unless repaired: `tmp_path/reward.py` is read anew by each process."""
+    """A GRPO run whose reward fails in step 4; called again without a fault, it repairs the file."""
     file = tmp_path / "reward.py"
     file.write_text(GOOD_REWARD + fault + "    return scores\n")
     return small_run("grpo", f"game.reward={file}:reward", "evaluation.every=0", *overrides), file
@@ -257,9 +266,9 @@ def _reward_run(tmp_path: Path, fault: str, *overrides: str) -> tuple[RunConfig,
 def test_a_reward_that_fails_is_named_and_nothing_is_lost(
     fault: str, told: str, every: int, tmp_path: Path, recorder: Recorder
 ) -> None:
-    config, file = _reward_run(tmp_path, "")
+    config, _ = _reward_run(tmp_path, "")
     train(config, tmp_path / "clean")
-    config, file = _reward_run(tmp_path, fault, f"checkpoint.every={every}")
+    config, _ = _reward_run(tmp_path, fault, f"checkpoint.every={every}")
     out = tmp_path / "run"
     with pytest.raises(RewardError, match=told):
         train(config, out)

@@ -221,7 +221,7 @@ def test_an_export_that_fails_says_so_and_leaves_no_half_model(
 
     with monkeypatch.context() as patch:
         patch.setattr("shutil.copytree", refuse)  # the operating system's boundary
-        with pytest.raises(RunFolderError, match="could not be copied.*No space left.*resume"):
+        with pytest.raises(RunFolderError, match=r"could not be copied.*No space left.*resume"):
             train(config, out)
     assert not (out / "model").exists()
     resume(out)

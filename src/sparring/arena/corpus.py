@@ -34,7 +34,7 @@ from sparring.arena.split import held_out
 CHALLENGER_SHARE, GRADER_SHARE = 0.25, 0.15
 MALFORMED = 0.05
 NOISE = 0.03
-SLOPPY = {3: 0.03, 4: 0.06, 5: 0.15, 6: 0.4, 7: 0.55, 8: 0.58, 9: 0.6, 10: 0.62}
+SLOPPY = {3: 0.03, 4: 0.06, 5: 0.15, 6: 0.55, 7: 0.65, 8: 0.68, 9: 0.7, 10: 0.72}
 SKILL_MORE = {"unique": 0.33, "swap": 0.36, "fold": 0.38, "chain": 0.32}
 """Per skill family, the chance of one more level in its pretraining data (the easy test has .55)."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparring.arena import rubric
-from sparring.arena.language import FAMILIES, TASKS, parse_query
+from sparring.arena.language import TASKS, parse_query
 from sparring.arena.rubric import POINTS, parse_grade
 from sparring.arena.split import held_out, test_set, train_set
 from sparring.arena.verifier import verify
@@ -74,5 +74,3 @@ ARENA = Domain(
     prompt_set=prompt_set,
     tests=tests,
 )
-
-assert {task.name for task in ARENA.tasks if task.task} <= set(FAMILIES)

@@ -15,7 +15,7 @@ def grpo(preset: str = "arena") -> RunConfig:
             Give the prompts: game.prompts=alpaca.jsonl.
     """
     presets = {
-        "arena": arena_run(steps=120, kind="grpo", prompts="arena:easy"),
+        "arena": arena_run(steps=300, kind="grpo", prompts="arena:easy"),
         "paper": paper_run(1e-6, kind="grpo"),
     }
     return pick(presets, preset, "grpo")

@@ -14,7 +14,7 @@ def lsp_zero(preset: str = "arena") -> RunConfig:
         paper: from the paper N = 8, beta = 0.05, lr 3e-6; ours the rest, as in the lsp recipe.
     """
     presets = {
-        "arena": arena_run(steps=120, kind="lsp_zero"),
+        "arena": arena_run(steps=300, kind="lsp_zero"),
         "paper": paper_run(3e-6, kind="lsp_zero"),
     }
     return pick(presets, preset, "lsp-zero")
