@@ -4,15 +4,14 @@
     python benchmarks/experiment.py --out runs/experiment --quick    # two seeds, short runs: about 15 minutes
     python benchmarks/experiment.py --out runs/experiment --table    # only the table of what is there
 
-Every (arm, base, seed) is one run with a result file of its own: an interrupted experiment goes on where it stopped. Each
-run is measured on the fresh test set twice: after a fixed number of steps, and after a fixed number of CPU-seconds of
-training (evaluation not counted), whichever came first; so every comparison is matched both ways.
+Every (arm, base, seed) is one run with a result file of its own: an interrupted experiment goes on where it stopped.
+Each run is measured on the fresh test set twice, after a fixed number of steps and after a fixed number of CPU-seconds
+of training (evaluation not counted), so every comparison is matched both ways.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -109,9 +108,20 @@ class Milestones:
         pass
 
     def stepped(self, step: int, metrics: Mapping[str, float], turns: Sequence[Any], payoffs: Any) -> None:
-        kept = ("game/V", "game/V_Q", "game/valid_share", "game/dead_groups", "game/level", "game/distinct_queries",
-                "kl/solver", "eval/easy", "eval/hard")
-        self.curve.append({"step": step, "cpu": self.trained, **{k: metrics[k] for k in kept if k in metrics}})
+        kept = (
+            "game/V",
+            "game/V_Q",
+            "game/valid_share",
+            "game/dead_groups",
+            "game/level",
+            "game/distinct_queries",
+            "kl/solver",
+            "eval/easy",
+            "eval/hard",
+        )
+        self.curve.append(
+            {"step": step, "cpu": self.trained, **{k: metrics[k] for k in kept if k in metrics}}
+        )
         if self.by_steps is None and step >= self.job.steps:
             self.by_steps = self._at(step)
         if self.by_seconds is None and self.trained >= self.job.seconds:
@@ -124,8 +134,8 @@ class Milestones:
         return reached
 
 
-class _Enough(Exception):
-    pass
+class _Enough(Exception):  # noqa: N818 - nothing failed
+    """Both milestones are reached."""
 
 
 def run(job: Job, out: Path) -> str:
@@ -209,7 +219,9 @@ def _discard(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/experiment"))
     parser.add_argument("--quick", action="store_true", help="two seeds, short runs only")
     parser.add_argument("--seeds", type=int, default=5)
@@ -243,7 +255,10 @@ def run_all(every: Sequence[Job], out: Path, workers: int) -> None:
                 done += 1
                 spent = time.monotonic() - began
                 left = spent / done * (len(todo) - done)
-                print(f"[{done}/{len(todo)}] {future.result()}  {spent:.0f} s, about {left:.0f} s left", flush=True)
+                print(
+                    f"[{done}/{len(todo)}] {future.result()}  {spent:.0f} s, about {left:.0f} s left",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sparring.arena.language import FAMILIES, KIND
 from sparring.evaluation.statistics import mean_sd, paired_interval
 
 # (arm, control): does the first beat the second, run by run with the same base and seed?
@@ -19,6 +22,21 @@ PAIRS = (
     ("LSP (paper)", "frozen Challenger"),
     ("GRPO, then LSP", "GRPO, then GRPO"),
 )
+MATCHES = {"by_steps": "the same number of steps", "by_seconds": "the same CPU-seconds of training"}
+# What is measured: accuracy on the splits, and on the hard split by kind of family.
+MEASURES = {
+    "easy": ["easy"],
+    "hard": ["hard"],
+    "hard, latent": [f"hard/{family}" for family in FAMILIES if KIND[family] == "latent"],
+    "hard, skill": [f"hard/{family}" for family in FAMILIES if KIND[family] == "skill"],
+}
+HEALTH = {
+    "valid": "game/valid_share",
+    "distinct": "game/distinct_queries",
+    "level": "game/level",
+    "V": "game/V",
+    "dead groups": "game/dead_groups",
+}
 Result = dict[str, Any]
 
 
@@ -31,71 +49,90 @@ def write_table(out: Path) -> str:
     """Write table.md beside the results; returns its text."""
     results = read_results(out)
     parts = []
-    for long in (False, True):
+    for long, title in ((False, "Short runs"), (True, "Long runs")):
         mine = [result for result in results if result["long"] is long]
         if mine:
-            parts.append(_section("Long runs" if long else "Short runs", mine))
-    text = "\n\n".join(parts) + "\n"
+            parts += [f"### {title}", "", *_section(mine)]
+    text = "\n".join(parts) + "\n"
     (out / "table.md").write_text(text, encoding="utf-8")
     return text
 
 
-def _section(title: str, results: Sequence[Result]) -> str:
-    arms = list(dict.fromkeys(result["arm"] for result in results))
-    lines = [f"### {title}", ""]
-    for match in ("by_steps", "by_seconds"):
-        lines += [f"Matched {match.replace('_', ' ')}:", "", *_means(arms, results, match), ""]
-        lines += [f"Paired differences, matched {match.replace('_', ' ')} (95 % interval over runs):", ""]
-        lines += [*_differences(arms, results, match), ""]
-    lines += ["The Challenger at the end of each run:", "", *_health(arms, results)]
-    return "\n".join(lines)
+def _section(results: Sequence[Result]) -> list[str]:
+    lines: list[str] = []
+    for match, meaning in MATCHES.items():
+        lines += [f"After {meaning}, mean ± sd over runs:", "", *_means(results, match), ""]
+        differences = _differences(results, match)
+        if len(differences) > 2:
+            lines += ["Paired differences, with 95 % intervals over runs:", "", *differences, ""]
+    return [*lines, "The game at the end of a run (its last ten steps):", "", *_health(results), ""]
 
 
-def _means(arms: Sequence[str], results: Sequence[Result], match: str) -> list[str]:
-    rows = ["| arm | runs | steps | CPU-s | easy | hard |", "|---|---|---|---|---|---|"]
-    starts = {(r["base"]): r["start"] for r in results if "then" not in r["arm"]}
-    easy, hard = ([start[split] for start in starts.values()] for split in ("easy", "hard"))
-    rows.append(f"| base | {len(starts)} | - | - | {_pm(easy)} | {_pm(hard)} |")
-    for arm in arms:
+def _measure(point: dict[str, float], names: Sequence[str]) -> float:
+    return float(np.mean([point[name] for name in names]))
+
+
+def _means(results: Sequence[Result], match: str) -> list[str]:
+    rows = [f"| arm | runs | steps | CPU-s | {' | '.join(MEASURES)} |", "|---" * (4 + len(MEASURES)) + "|"]
+    starts = list({r["base"]: r["start"] for r in results if "then" not in r["arm"]}.values())
+    rows.append(
+        _row(
+            "base",
+            [len(starts), "-", "-", *(_pm([_measure(s, m) for s in starts]) for m in MEASURES.values())],
+        )
+    )
+    for arm in _arms(results):
         mine = [result[match] for result in results if result["arm"] == arm]
-        steps = sum(m["step"] for m in mine) / len(mine)
-        cpu = sum(m["cpu"] for m in mine) / len(mine)
-        easy, hard = ([m[split] for m in mine] for split in ("easy", "hard"))
-        rows.append(f"| {arm} | {len(mine)} | {steps:.0f} | {cpu:.0f} | {_pm(easy)} | {_pm(hard)} |")
+        steps, cpu = (np.mean([point[name] for point in mine]) for name in ("step", "cpu"))
+        cells = [_pm([_measure(point, names) for point in mine]) for names in MEASURES.values()]
+        rows.append(_row(arm, [len(mine), f"{steps:.0f}", f"{cpu:.0f}", *cells]))
     return rows
 
 
-def _differences(arms: Sequence[str], results: Sequence[Result], match: str) -> list[str]:
-    rows = ["| difference | runs | easy | hard |", "|---|---|---|---|"]
+def _differences(results: Sequence[Result], match: str) -> list[str]:
+    rows = [f"| difference | runs | {' | '.join(MEASURES)} |", "|---" * (2 + len(MEASURES)) + "|"]
     by_run = {(r["arm"], r["base"], r["seed"]): r[match] for r in results}
     for arm, control in PAIRS:
-        if arm not in arms or control not in arms:
-            continue
-        runs = [(b, s) for (a, b, s) in by_run if a == arm and (control, b, s) in by_run]
-        if len(runs) < 2:
+        pairs = [
+            (by_run[arm, b, s], by_run[control, b, s])
+            for a, b, s in by_run
+            if a == arm and (control, b, s) in by_run
+        ]
+        if len(pairs) < 2:
             continue
         cells = []
-        for split in ("easy", "hard"):
-            gaps = [by_run[arm, b, s][split] - by_run[control, b, s][split] for b, s in runs]
-            low, high = paired_interval(gaps)[-2:]
-            cells.append(f"{sum(gaps) / len(gaps):+.3f} [{low:+.3f}, {high:+.3f}]")
-        rows.append(f"| {arm} − {control} | {len(runs)} | {cells[0]} | {cells[1]} |")
+        for names in MEASURES.values():
+            gaps = [_measure(mine, names) - _measure(theirs, names) for mine, theirs in pairs]
+            low, high = paired_interval(gaps)
+            cells.append(f"{np.mean(gaps):+.3f} [{low:+.3f}, {high:+.3f}]")
+        rows.append(_row(f"{arm} − {control}", [len(pairs), *cells]))
     return rows
 
 
-def _health(arms: Sequence[str], results: Sequence[Result]) -> list[str]:
-    rows = ["| arm | valid | distinct | level | V | dead groups |", "|---|---|---|---|---|---|"]
-    names = ("game/valid_share", "game/distinct_queries", "game/level", "game/V", "game/dead_groups")
-    for arm in arms:
+def _health(results: Sequence[Result]) -> list[str]:
+    rows = [f"| arm | {' | '.join(HEALTH)} |", "|---" * (1 + len(HEALTH)) + "|"]
+    for arm in _arms(results):
         ends = [result["curve"][-10:] for result in results if result["arm"] == arm]
         cells = []
-        for name in names:
-            values = [sum(p[name] for p in end) / len(end) for end in ends if all(name in p for p in end)]
-            cells.append(_pm(values, 2) if values else "-")
-        rows.append(f"| {arm} | " + " | ".join(cells) + " |")
+        for name in HEALTH.values():
+            means = [
+                np.mean([p[name] for p in end if name in p]) for end in ends if any(name in p for p in end)
+            ]
+            cells.append(_pm(means, 2) if means else "-")
+        rows.append(_row(arm, cells))
     return rows
 
 
-def _pm(values: Sequence[float], digits: int = 3) -> str:
-    mean, sd = mean_sd(values) if len(values) > 1 else (values[0], 0.0)
-    return f"{mean:.{digits}f} ± {sd:.{digits}f}"
+def _arms(results: Sequence[Result]) -> list[str]:
+    order = [arm for pair in PAIRS for arm in reversed(pair)]
+    arms = dict.fromkeys(result["arm"] for result in results)
+    return sorted(arms, key=lambda arm: order.index(arm) if arm in order else -1)
+
+
+def _row(name: str, cells: Sequence[Any]) -> str:
+    return f"| {name} | " + " | ".join(map(str, cells)) + " |"
+
+
+def _pm(values: Sequence[Any], digits: int = 3) -> str:
+    mean, spread = mean_sd([float(value) for value in values])
+    return f"{mean:.{digits}f}" if len(values) < 2 else f"{mean:.{digits}f} ± {spread:.{digits}f}"

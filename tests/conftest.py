@@ -63,9 +63,7 @@ def assert_same_run(left: Path, right: Path) -> None:
     assert untimed(a.read_metrics()) == untimed(b.read_metrics())
     assert a.read_turns() == b.read_turns()
     assert (a.model / "model.safetensors").read_bytes() == (b.model / "model.safetensors").read_bytes()
-    states = [
-        load_file(sorted(run.checkpoints.glob("step-*"))[-1] / "optimizer.safetensors") for run in (a, b)
-    ]
+    states = [load_file(sorted(run.checkpoints.glob("step-*"))[-1] / "optimizer.safetensors") for run in (a, b)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert json.loads(a.evaluation.read_text()) == json.loads(b.evaluation.read_text())
@@ -82,9 +80,7 @@ class Recorder:
     def started(self, step: int, steps: int) -> None:
         self.began = (step, steps)
 
-    def stepped(
-        self, step: int, metrics: Mapping[str, float], turns: Sequence[Turn], payoffs: Payoffs
-    ) -> None:
+    def stepped(self, step: int, metrics: Mapping[str, float], turns: Sequence[Turn], payoffs: Payoffs) -> None:
         self.steps[step] = (dict(metrics), list(turns), payoffs)
 
     def said(self, message: str) -> None:

@@ -28,7 +28,9 @@ def test_a_game_of_ones_own_in_under_sixty_lines_trains(tmp_path: Path) -> None:
     assert {turn["payoff"] for turn in paid} <= {0.0, 1.0}
 
 
-def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_the_readmes_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     shorter = block.replace('"steps=50"', f'"steps=2", {", ".join(map(repr, SMALL))}')
     assert shorter != block

@@ -12,7 +12,7 @@ from scripted import ScriptedSampler
 from sparring.advantages import standardised
 from sparring.data import PromptSet, Row
 from sparring.domains import Query, Task
-from sparring.games.challenge import Adversarial, Frontier, RepetitionPenalty, split_queries
+from sparring.games.challenge import Adversarial, Frontier, RepetitionPenalty, own_queries
 from sparring.games.dataset import Dataset
 from sparring.games.lsp import LSP, LSPZero, query_of
 from sparring.games.quality import ProgramQuality, ReferenceQuality
@@ -251,15 +251,15 @@ def test_repetition_is_part_of_the_payoff_and_of_the_state() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "share", "want"), [(8, 0.0, (8, 0)), (8, 1.0, (0, 8)), (5, 0.5, (2, 3)), (3, 0.2, (2, 1))]
+    ("n", "share", "want"), [(8, 0.0, 8), (8, 1.0, 0), (5, 0.5, 2), (3, 0.2, 2)]
 )
-def test_split_queries(n: int, share: float, want: tuple[int, int]) -> None:
-    assert split_queries(n, share) == want
+def test_own_queries(n: int, share: float, want: int) -> None:
+    assert own_queries(n, share) == want
 
 
-def test_split_queries_refuses_other_shares() -> None:
+def test_own_queries_refuses_other_shares() -> None:
     with pytest.raises(ValueError, match="frozen_share"):
-        split_queries(4, 1.1)
+        own_queries(4, 1.1)
 
 
 def test_a_game_without_tasks_is_refused() -> None:

@@ -32,9 +32,7 @@ def _logprobs(model: Any, turn: Turn) -> torch.Tensor:
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(turn.completion_ids)[:, None])[:, 0]
 
 
-def test_k1_in_the_reward_is_beta_times_the_log_ratio_summed_over_a_turn(
-    tmp_path: Path, recorder: Recorder
-) -> None:
+def test_k1_in_the_reward_is_beta_times_the_log_ratio_summed_over_a_turn(tmp_path: Path, recorder: Recorder) -> None:
     beta = 0.3
     settings = (
         "learner.kl=k1",
@@ -57,9 +55,7 @@ def test_k1_in_the_reward_is_beta_times_the_log_ratio_summed_over_a_turn(
         assert payoffs[turn].total == pytest.approx(others + expected, abs=1e-5)
         penalties.append(expected)
     assert max(map(abs, penalties)) > 0.02  # the policy has moved: the check checks something
-    assert not any(
-        "kl" in payoffs[turn].parts for turn in turns if turn in payoffs and turn.model != "policy"
-    )
+    assert not any("kl" in payoffs[turn].parts for turn in turns if turn in payoffs and turn.model != "policy")
     assert not any(name.startswith("kl/") for name in figures)  # and no KL in the loss
     first = recorder.steps[1][2]
     assert all(abs(payoff.parts["kl"] or 0) < 1e-4 for payoff in first.values() if "kl" in payoff.parts)
@@ -109,11 +105,7 @@ def test_time_spent_before_an_interruption_counts(tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(small_run("grpo", "steps=2", "time_limit=1000"), out)
     config = out / "config.yaml"
-    text = (
-        config.read_text()
-        .replace("steps: 2\n", "steps: 4\n", 1)
-        .replace("time_limit: 1000.0", "time_limit: 0.01")
-    )
+    text = config.read_text().replace("steps: 2\n", "steps: 4\n", 1).replace("time_limit: 1000.0", "time_limit: 0.01")
     config.write_text(text)
     resume(out)
     assert RunFolder(out).read_metrics()[-1]["step"] == 2
@@ -123,9 +115,7 @@ def test_tensorboard_shows_what_metrics_jsonl_holds(tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(small_run("lsp", "trackers=[tensorboard]", "steps=3"), out)
     events = EventAccumulator(str(out / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    shown = {
-        (event.step, name): event.value for name in events.Tags()["scalars"] for event in events.Scalars(name)
-    }
+    shown = {(event.step, name): event.value for name in events.Tags()["scalars"] for event in events.Scalars(name)}
     held = {
         (row["step"], name): value
         for row in RunFolder(out).read_metrics()
@@ -199,9 +189,7 @@ def test_an_update_that_ruins_the_parameters_is_caught_in_its_own_step(tmp_path:
     config = small_run("grpo", "evaluation.every=0", "steps=2", "learner.skip_dead_groups=false")
     with RunFolder(tmp_path / "run").create(config.to_yaml(), {}) as folder:
         trainer = assemble(config, folder).trainer
-        trainer.schedule = dataclasses.replace(
-            trainer.schedule, learning_rate=lambda step: 1e-4 if step == 1 else 1e39
-        )
+        trainer.schedule = dataclasses.replace(trainer.schedule, learning_rate=lambda step: 1e-4 if step == 1 else 1e39)
         with pytest.raises(DivergedError, match="step 2: the update made parameters NaN or infinite"):
             trainer.run()
         assert [row["step"] for row in folder.read_metrics()] == [0, 1]
@@ -209,9 +197,7 @@ def test_an_update_that_ruins_the_parameters_is_caught_in_its_own_step(tmp_path:
         assert not folder.checkpoints.exists()
 
 
-def test_an_export_that_fails_says_so_and_leaves_no_half_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_that_fails_says_so_and_leaves_no_half_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
     config = small_run("grpo", "steps=1")
     blocked = out / ".model.partial"

@@ -119,16 +119,18 @@ def pack(examples: Sequence[Example], token_budget: int) -> list[MicroBatch]:
     """Length buckets: examples of one prompt together, groups of like lengths in one micro-batch.
 
     token_budget bounds the padded tokens of a micro-batch (prompts once a group, completions padded to the longest);
-    one group over the budget is split, one example over it goes alone.
+    one group over the budget is split, one example over it goes alone. A micro-batch that holds a sixteenth of the
+    budget also ends where the next group would leave its attention too much padding.
     """
     if token_budget < 1:
         raise ValueError(f"token_budget must be at least 1, not {token_budget}")
     pieces = [piece for group in _by_prompt(examples).values() for piece in _split(group, token_budget)]
-    pieces.sort(key=lambda piece: (len(piece[0].completion_ids), len(piece[0].prompt_ids)), reverse=True)
+    pieces.sort(key=lambda p: (len(p[0].completion_ids), len(p), len(p[0].prompt_ids)), reverse=True)
     batches: list[MicroBatch] = []
     held: list[list[Example]] = []
     for piece in pieces:
-        if held and _padded([*held, piece]) > token_budget:
+        full = _tokens(held) >= token_budget / 16 and _ragged([*held, piece])
+        if held and (full or _padded([*held, piece]) > token_budget):
             batches.append(_micro_batch(held))
             held = []
         held.append(piece)
@@ -165,6 +167,16 @@ def _padded(pieces: Sequence[Sequence[Example]]) -> int:
     longest = max(len(piece[0].completion_ids) for piece in pieces)
     prompt = max(len(piece[0].prompt_ids) for piece in pieces)
     return prompt * len(pieces) + longest * sum(len(piece) for piece in pieces)
+
+
+def _tokens(pieces: Sequence[Sequence[Example]]) -> int:
+    return sum(len(example.completion_ids) for piece in pieces for example in piece)
+
+
+def _ragged(pieces: Sequence[Sequence[Example]]) -> bool:
+    """Whether padding fills more than a quarter of attention's rectangle: groups × most answers × longest."""
+    most, longest = max(map(len, pieces)), max(len(piece[0].completion_ids) for piece in pieces)
+    return _tokens(pieces) < 0.75 * len(pieces) * most * longest
 
 
 def _micro_batch(pieces: Sequence[Sequence[Example]]) -> MicroBatch:

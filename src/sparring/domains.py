@@ -28,8 +28,9 @@ class Task:
 class Query:
     """A Challenger's turn as the Solver will be asked it.
 
-    `problem` says why a query is invalid (None: it is valid). `reserved` queries belong to the held-out tests: they
-    are neither answered nor trained. `family` and `level` are for curricula in reports; a domain without them says None.
+    `problem` says why a query is invalid (None: it is valid). `reserved` queries belong to the held-out tests:
+    they are neither answered nor trained. `family` and `level` are for curricula in reports, None where a domain has
+    no such thing.
     """
 
     text: str

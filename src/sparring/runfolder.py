@@ -295,7 +295,7 @@ class RunFolder:
         """Write one step's turns as Parquet, whole or not at all.
 
         Columns are the rows' keys in order of appearance, and `step`; a key that a row lacks is None.
-        Values: int, float, bool, str, None and lists of them; mappings become JSON text.
+        Values: int, float, bool, str, None and lists of them; dictionaries become JSON text.
         """
         import pyarrow as pa  # imported late: half a second that the command line's help does not need
         import pyarrow.parquet as pq
@@ -304,7 +304,7 @@ class RunFolder:
         arrays, fields = [], []
         for name in names:
             values = [row.get(name, step if name == "step" else None) for row in rows]
-            as_json = any(isinstance(value, Mapping) for value in values)
+            as_json = any(isinstance(value, dict) for value in values)  # thousands of rows: no slow abstract check
             try:
                 if as_json:
                     values = [_json_text(value) for value in values]

@@ -1,7 +1,7 @@
 """Natural language as a domain: what LSP asks of any instruction-tuned model.
 
-The Challenger's prompt and the seven-criteria rubric follow the structure of arXiv 2509.07414, Boxes 1 and 3, in our own
-words. There is no verifier: the reward is the user's.
+The Challenger's prompt and the seven-criteria rubric follow the structure of arXiv 2509.07414, Boxes 1 and 3,
+in our own words. There is no verifier: the reward is the user's.
 """
 
 from __future__ import annotations

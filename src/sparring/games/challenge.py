@@ -55,7 +55,7 @@ class Frontier:
 
 @dataclass
 class RepetitionPenalty:
-    """−weight · (share of the batch's other queries, and of the archive, that equal this one), R-Zero's idea made exact.
+    """−weight · (share of the batch's other queries, and of the archive, that equal this one): R-Zero's idea, exact.
 
     Args:
         weight: the penalty of a query that all others equal.
@@ -91,13 +91,12 @@ class RepetitionPenalty:
         self._past.extend(state["past"])
 
 
-def split_queries(n_queries: int, frozen_share: float) -> tuple[int, int]:
-    """(queries by the policy, queries by the frozen Challenger) of n_queries.
+def own_queries(n_queries: int, frozen_share: float) -> int:
+    """How many of a step's queries the policy writes; the frozen Challenger writes the others.
 
-    >>> split_queries(40, 0.5)
-    (20, 20)
+    >>> own_queries(40, 0.5)
+    20
     """
     if not 0 <= frozen_share <= 1:
         raise ValueError(f"frozen_share must be in [0, 1], not {frozen_share}")
-    frozen = math.floor(n_queries * frozen_share + 0.5)
-    return n_queries - frozen, frozen
+    return n_queries - math.floor(n_queries * frozen_share + 0.5)

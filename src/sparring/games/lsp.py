@@ -21,7 +21,7 @@ import numpy as np
 from sparring.advantages import Baseline, centred
 from sparring.domains import Query, QueryReader, Task
 from sparring.games.base import Game
-from sparring.games.challenge import Adversarial, ChallengerPayoff, RepetitionPenalty, split_queries
+from sparring.games.challenge import Adversarial, ChallengerPayoff, RepetitionPenalty, own_queries
 from sparring.games.quality import Quality, mean_by_query
 from sparring.rewards.base import Reward
 from sparring.roles import Role
@@ -70,7 +70,7 @@ class LSPZero(Game):
 
     def play(self, sampler: Sampler) -> list[Turn]:
         """Ask N queries, answer each valid one G times."""
-        mine, frozen = split_queries(self.n_queries, self.frozen_share)
+        mine = own_queries(self.n_queries, self.frozen_share)
         prompts = self._draw_tasks(sampler)
         queries = [
             *sampler.sample(self.challenger, prompts[:mine]),
@@ -97,7 +97,7 @@ class LSPZero(Game):
     def pay_challenger(
         self, turns: Sequence[Turn], value: Mapping[Turn, float | None], quality: Mapping[Turn, float | None]
     ) -> dict[Turn, Payoff]:
-        """Pay the policy's queries: payoff(V) + V_Q + repetition; invalid ones invalid_payoff. Reserved ones go unpaid."""
+        """Policy's queries: payoff(V) + V_Q + repetition; invalid ones: invalid_payoff; reserved ones go unpaid."""
         asked = [q for q in of_role(turns, self.challenger) if q.model == "policy" and not query_of(q).reserved]
         parts: dict[Turn, dict[str, float | None]] = {}
         for turn in asked:

@@ -30,7 +30,7 @@ class Quality(Protocol):
 class ReferenceQuality:
     """The frozen reference grades each exchange, as in the paper.
 
-    A reply that can't be read, or whose total is not its points' sum, is None: counted and left out of the mean, never 0.
+    A reply that can't be read, or whose total is not its points' sum, is None: counted, left out of the mean, never 0.
     Several samples (the grader's temperature above 0) are averaged over those that could be read.
     """
 

@@ -56,7 +56,7 @@ def arena_run(steps: int, **game: Any) -> RunConfig:
 
 
 def paper_run(lr: float, **game: Any) -> RunConfig:
-    """The paper's settings: Llama-3.2-3B-Instruct, N 8, beta .05; what it leaves open is marked as ours in the recipes."""
+    """The paper's settings: Llama-3.2-3B-Instruct, N 8, beta .05; what it leaves open is marked in the recipes."""
     return RunConfig(
         steps=500,
         model=ModelConfig(path="meta-llama/Llama-3.2-3B-Instruct"),
