@@ -25,7 +25,7 @@ from sparring.data import PromptSet, Row
 from sparring.games.dataset import Dataset
 from sparring.learner import Learner, SampledKL, Update
 from sparring.lm.base import Completion, LanguageModel, PromptGroup, SamplingParams, Scores
-from sparring.lm.load import frozen_copy, open_lm
+from sparring.lm.load import open_frozen, open_lm
 from sparring.losses import k3
 from sparring.rendering import Renderer
 from sparring.rewards.base import Reward
@@ -86,9 +86,7 @@ class Case:
 def make_prompts(case: Case) -> list[str]:
     """Prompts of 26 to 65 tokens, the same for every run."""
     rng = np.random.default_rng(0)
-    return [
-        " ".join(f"w{i}" for i in rng.integers(100, VOCAB, rng.integers(26, 66))) for _ in range(case.queries)
-    ]
+    return [" ".join(f"w{i}" for i in rng.integers(100, VOCAB, rng.integers(26, 66))) for _ in range(case.queries)]
 
 
 def save_model(case: Case, folder: Path) -> None:
@@ -124,9 +122,7 @@ def save_model(case: Case, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def reward(
-    completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **columns: Any
-) -> list[float | None]:
+def reward(completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float | None]:
     """TRL's signature, used by both sides: the share of even ids, so that every group has spread."""
     return [sum(i % 2 == 0 for i in ids) / len(ids) for ids in completion_ids]
 
@@ -208,7 +204,7 @@ class SparringStep:
         model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
         policy = open_lm(model, dtype, trainable=True)
         timed = TimedModel(policy, self.clock, {"generate": "generate", "refresh": "optimiser"})
-        frozen = open_lm(frozen_copy(model), dtype, trainable=False)
+        frozen = open_frozen(model, dtype)
         reference = TimedModel(frozen, self.clock, {"score": "reference"})
         renderer = Renderer(PreTrainedTokenizerFast.from_pretrained(folder))
         self._sampler = LocalSampler(timed, reference, renderer, stop_ids=case.stop_ids)
@@ -252,9 +248,7 @@ def measure_peaks(size: Size, repeats: int = 7) -> Peaks:
         h = size.hidden
         shapes = [(h, 3 * h), (h, 8 * h), (4 * h, h), (1024, 1024)]
         return max(
-            _flops(rows, *shape, dtype, repeats)
-            for shape in shapes
-            for dtype in (torch.bfloat16, torch.float32)
+            _flops(rows, *shape, dtype, repeats) for shape in shapes for dtype in (torch.bfloat16, torch.float32)
         )
 
     data = torch.ones(2**26)  # 256 MiB, beyond any cache
@@ -307,9 +301,7 @@ def floor_seconds(size: Size, peaks: Peaks, prompts: Sequence[int], lengths: Seq
 
 def medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """The median of each phase."""
-    return {
-        name: median(row.get(name, 0.0) for row in rows) for name in sorted({n for row in rows for n in row})
-    }
+    return {name: median(row.get(name, 0.0) for row in rows) for name in sorted({n for row in rows for n in row})}
 
 
 def peak_memory() -> int:

@@ -76,9 +76,7 @@ def draw(rows: Sequence[dict[str, Any]], size: str, path: Path) -> None:
         x = [row["value"] for row in mine]
         for phase in PHASES:
             style = {"color": "black", "linewidth": 0} if phase == "total" else {"linewidth": 1}
-            panel.plot(
-                x, [row["seconds"].get(phase, 0.0) for row in mine], marker="o", ms=4, label=phase, **style
-            )
+            panel.plot(x, [row["seconds"].get(phase, 0.0) for row in mine], marker="o", ms=4, label=phase, **style)
         fit = mine[0]["fit"]
         ends = np.array([0, max(x)])
         panel.plot(ends, fit["intercept"] + fit["slope"] * ends, "--", color="black", linewidth=0.8)
@@ -95,15 +93,13 @@ def draw(rows: Sequence[dict[str, Any]], size: str, path: Path) -> None:
 
 def main() -> None:
     """Measure, print the fits, draw, and write JSON where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--core", type=int, default=0, help="CPU core to pin to")
     parser.add_argument("--size", choices=SIZES, default="s")
     parser.add_argument("--base-tokens", type=int, default=64, help="answer length while N or G grows")
     parser.add_argument("--steps", type=int, default=3, help="timed steps a point")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--token-budget", type=int, default=16_384)
+    parser.add_argument("--token-budget", type=int, default=4_096)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="where the plot goes (PNG)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: that it runs, not what it takes")

@@ -212,9 +212,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
 
 def main() -> None:
     """Compare, print, and write JSON where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--core", type=int, default=0, help="CPU core that both sides are pinned to")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["s", "m"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[64, 256], help="longest answer")
@@ -223,10 +221,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="timed steps a process")
     parser.add_argument("--warmup", type=int, default=1, help="steps before those")
     parser.add_argument("--trl-batch", type=int, default=64, help="TRL's per_device_train_batch_size")
-    parser.add_argument("--token-budget", type=int, default=16_384, help="Sparring's learner.token_budget")
-    parser.add_argument(
-        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="Sparring's compute"
-    )
+    parser.add_argument("--token-budget", type=int, default=4_096, help="Sparring's learner.token_budget")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="Sparring's compute")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a busy machine")
     parser.add_argument("--quick", action="store_true", help="two small cases, one repetition")
     parser.add_argument("--json", type=Path, help="write the rows here")

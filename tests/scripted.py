@@ -33,14 +33,10 @@ class ScriptedSampler:
         self._replies = {name: iter(texts) for name, texts in replies.items()}
         self.asked: list[tuple[str, int, ModelName]] = []
 
-    def sample(
-        self, role: Role, prompts: Sequence[Prompt], n: int = 1, model: ModelName = "policy"
-    ) -> list[Turn]:
+    def sample(self, role: Role, prompts: Sequence[Prompt], n: int = 1, model: ModelName = "policy") -> list[Turn]:
         """The next len(prompts) * n replies of the role's list."""
         self.asked.append((role.name, len(prompts) * n, model))
-        replies = (
-            self._replies[role.name if model == "policy" else f"{role.name}/{model}"] if prompts else iter(())
-        )
+        replies = self._replies[role.name if model == "policy" else f"{role.name}/{model}"] if prompts else iter(())
         return [turn_of(role, prompt, next(replies), model) for prompt in prompts for _ in range(n)]
 
     def rng(self, purpose: str) -> np.random.Generator:

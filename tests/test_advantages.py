@@ -33,9 +33,7 @@ def test_centred_by_hand() -> None:
 def test_standardised_by_hand() -> None:
     # mean 1, squared deviations 9 + 1 + 4 + 0 = 14, unbiased variance 14 / 3
     std = (14 / 3) ** 0.5
-    np.testing.assert_allclose(
-        standardised([4, 0, -1, 1]), np.array([3, -1, -2, 0]) / (std + 1e-4), rtol=1e-14
-    )
+    np.testing.assert_allclose(standardised([4, 0, -1, 1]), np.array([3, -1, -2, 0]) / (std + 1e-4), rtol=1e-14)
     np.testing.assert_allclose(standardised([1, 1, 0], epsilon=0), np.array([1, 1, -2]) / 3 / 3**-0.5)
 
 

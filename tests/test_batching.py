@@ -72,9 +72,7 @@ def test_skipped_turns_still_count_in_the_normaliser() -> None:
 @st.composite
 def batches(draw: st.DrawFn) -> list[Example]:
     prompts = draw(st.lists(st.text("abc", min_size=1, max_size=12), min_size=1, max_size=5))
-    lengths = draw(
-        st.lists(st.tuples(st.integers(0, len(prompts) - 1), st.integers(1, 30)), min_size=1, max_size=25)
-    )
+    lengths = draw(st.lists(st.tuples(st.integers(0, len(prompts) - 1), st.integers(1, 30)), min_size=1, max_size=25))
     return [
         Example(
             ids_of(prompts[place]),
@@ -104,6 +102,10 @@ def test_pack_loses_repeats_and_reorders_nothing(examples: list[Example], budget
         prompt = max(len(group.prompt_ids) for group in batch.groups)
         padded = prompt * len(batch.groups) + longest * len(batch.examples)
         assert padded <= budget or len(batch.examples) == 1
+        most = max(len(group.completions) for group in batch.groups)
+        before_last = batch.scored_tokens - batch.groups[-1].scored_tokens
+        little_padding = batch.scored_tokens >= 0.75 * len(batch.groups) * most * longest
+        assert little_padding or len(batch.groups) == 1 or before_last < budget / 16
 
 
 def test_a_large_budget_computes_each_prompt_once() -> None:

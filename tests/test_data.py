@@ -119,8 +119,5 @@ def test_a_step_is_the_same_whenever_it_is_asked(steps: list[int]) -> None:
 
 def test_orders_differ_by_epoch_and_seed() -> None:
     prompts = PromptSet([Row(str(i)) for i in range(50)], "rows")
-    orders = {
-        tuple(row.query for row in prompts.at(step, 50, seed))
-        for step, seed in ((1, 0), (2, 0), (1, 1), (2, 1))
-    }
+    orders = {tuple(row.query for row in prompts.at(step, 50, seed)) for step, seed in ((1, 0), (2, 0), (1, 1), (2, 1))}
     assert len(orders) == 4

@@ -10,12 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROWS = [
-    line for line in (ROOT / "docs" / "equations.md").read_text("utf-8").splitlines() if line.startswith("|")
-]
-PLACES = [
-    re.split(r"(?<!\\)\|", row)[-2].strip() for row in ROWS if "---" not in row and "| where |" not in row
-]
+ROWS = [line for line in (ROOT / "docs" / "equations.md").read_text("utf-8").splitlines() if line.startswith("|")]
+PLACES = [re.split(r"(?<!\\)\|", row)[-2].strip() for row in ROWS if "---" not in row and "| where |" not in row]
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -50,9 +50,7 @@ def settings(n_queries: int, n_answers: int, **more: Any) -> dict[str, Any]:
     }
 
 
-def played(
-    game: LSPZero, replies: Mapping[str, Sequence[str]]
-) -> tuple[list[Turn], Payoffs, dict[Turn, float]]:
+def played(game: LSPZero, replies: Mapping[str, Sequence[str]]) -> tuple[list[Turn], Payoffs, dict[Turn, float]]:
     turns = game.play(ScriptedSampler(replies))
     payoffs = game.payoffs(turns)
     return turns, payoffs, dict(game.baseline(turns, payoffs))
@@ -145,9 +143,7 @@ def test_invalid_and_reserved_queries() -> None:
 
 
 def test_nothing_valid_leaves_only_the_challenger() -> None:
-    turns, payoffs, advantages = played(
-        LSPZero(**settings(2, 2)), {"challenger": ["bad a", "bad b"], "solver": []}
-    )
+    turns, payoffs, advantages = played(LSPZero(**settings(2, 2)), {"challenger": ["bad a", "bad b"], "solver": []})
     assert len(turns) == 2 and [payoffs[turn].total for turn in turns] == [0, 0]
     assert list(advantages.values()) == [0, 0]
 
@@ -205,9 +201,7 @@ def test_standardised_scale() -> None:
     game = LSPZero(**settings(2, 2, scale=standardised))
     turns, _, advantages = played(game, {"challenger": ["a", "b"], "solver": ["1", "0", "4", "4"]})
     std = 0.5**0.5  # of [1, 0], unbiased
-    assert numbers(of_role(turns, SOLVER), advantages) == pytest.approx(
-        [0.5 / (std + 1e-4), -0.5 / (std + 1e-4), 0, 0]
-    )
+    assert numbers(of_role(turns, SOLVER), advantages) == pytest.approx([0.5 / (std + 1e-4), -0.5 / (std + 1e-4), 0, 0])
 
 
 def test_frontier_by_hand() -> None:
@@ -250,9 +244,7 @@ def test_repetition_is_part_of_the_payoff_and_of_the_state() -> None:
     assert LSPZero(**settings(1, 1)).state() == {}
 
 
-@pytest.mark.parametrize(
-    ("n", "share", "want"), [(8, 0.0, 8), (8, 1.0, 0), (5, 0.5, 2), (3, 0.2, 2)]
-)
+@pytest.mark.parametrize(("n", "share", "want"), [(8, 0.0, 8), (8, 1.0, 0), (5, 0.5, 2), (3, 0.2, 2)])
 def test_own_queries(n: int, share: float, want: int) -> None:
     assert own_queries(n, share) == want
 
@@ -296,9 +288,7 @@ def test_grpo_by_hand() -> None:
 
 def test_grpo_keeps_a_prompt_drawn_twice_apart_and_takes_messages_as_they_are() -> None:
     messages = ({"role": "system", "content": "be brief"}, {"role": "user", "content": "q"})
-    game = Dataset(
-        SOLVER, PromptSet([Row("q", messages)], "one"), Reward(by_number), n_queries=2, n_answers=2
-    )
+    game = Dataset(SOLVER, PromptSet([Row("q", messages)], "one"), Reward(by_number), n_queries=2, n_answers=2)
     turns = game.play(ScriptedSampler({"solver": ["1", "0", "3", "1"]}))
     assert all(turn.prompt.messages == messages for turn in turns)
     assert numbers(turns, game.baseline(turns, game.payoffs(turns))) == pytest.approx([0.5, -0.5, 1, -1])

@@ -47,9 +47,7 @@ def quality(query: str, answer: str) -> float:
     return (len(set(query)) * len(set(answer)) % 8) / 7
 
 
-def log_probabilities(
-    model: PreTrainedModel, prompt: Sequence[int], ids: Sequence[int], temperature: float
-) -> Tensor:
+def log_probabilities(model: PreTrainedModel, prompt: Sequence[int], ids: Sequence[int], temperature: float) -> Tensor:
     """log π over the vocabulary at each completion token [T, V], by the plain forward of one sequence."""
     logits = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0] / temperature
     return logits[len(prompt) - 1 : -1].log_softmax(-1)
@@ -107,17 +105,13 @@ def make_game(with_quality: bool, temperature: float) -> LSPZero:
         "solver": Role("solver", "{{ query }}", params),
         "tasks": (TASK,),
         "read_query": lambda text, task, complete: Query(text),
-        "reward": Reward(
-            lambda queries, answers: [reward(q, a) for q, a in zip(queries, answers, strict=True)]
-        ),
+        "reward": Reward(lambda queries, answers: [reward(q, a) for q, a in zip(queries, answers, strict=True)]),
         "n_queries": N,
         "n_answers": G,
     }
     if not with_quality:
         return LSPZero(**parts)
-    program = ProgramQuality(
-        lambda queries, answers: [quality(q, a) for q, a in zip(queries, answers, strict=True)]
-    )
+    program = ProgramQuality(lambda queries, answers: [quality(q, a) for q, a in zip(queries, answers, strict=True)])
     return LSP(**parts, quality=program)
 
 

@@ -70,11 +70,12 @@ PLAIN = Update(0.05, SampledKL(k3), max_grad_norm=None)
 @pytest.mark.parametrize("kl", [SampledKL(k3), ExactKL()])
 def test_the_gradient_does_not_depend_on_the_token_budget(kl) -> None:
     gradients, losses = [], []
-    for budget in (1, 30, 75, 10_000):
+    budgets = (1, 30, 150, 10_000)
+    for budget in budgets:
         learner = make_learner(replace(PLAIN, kl=kl, token_budget=budget))
         losses.append(learner.update(make_examples(), 1.0)["loss"])
         gradients += recorded(learner)
-    assert len({len(pack(make_examples(), budget)) for budget in (1, 30, 75, 10_000)}) == 4
+    assert len({len(pack(make_examples(), budget)) for budget in budgets}) == 4
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
     for gradient in gradients[1:]:
         assert relative_error(gradient, gradients[0]) < 1e-5
@@ -158,9 +159,7 @@ def test_a_diverged_step_is_not_applied(poison: str, value: float) -> None:
     clean.update(make_examples(), 1e-3)
     learner.update(make_examples(), 1e-3)
     clean.update(make_examples(), 1e-3)
-    assert all(
-        torch.equal(a, b) for a, b in zip(learner.model.parameters(), clean.model.parameters(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(learner.model.parameters(), clean.model.parameters(), strict=True))
 
 
 def test_an_infinite_gradient_is_caught_though_the_loss_is_finite() -> None:
@@ -181,9 +180,7 @@ def test_nothing_to_learn_from_is_no_step() -> None:
 
 
 def test_figures_by_tag() -> None:
-    examples = [
-        replace(e, tag="challenger" if i % 3 == 0 else "solver") for i, e in enumerate(make_examples())
-    ]
+    examples = [replace(e, tag="challenger" if i % 3 == 0 else "solver") for i, e in enumerate(make_examples())]
     learner = make_learner(PLAIN)
     figures = learner.update(examples, 1.0)
     reference = tiny_llama(0)
@@ -210,9 +207,7 @@ def test_reference_logprobs_are_the_references() -> None:
 def test_a_kl_without_a_reference_is_refused() -> None:
     model = tiny_llama(0)
     with pytest.raises(ValueError, match=r"beta > 0.*needs the frozen reference"):
-        Learner(
-            model, open_lm(model, torch.float32, trainable=True), None, Recorder(model.parameters()), PLAIN
-        )
+        Learner(model, open_lm(model, torch.float32, trainable=True), None, Recorder(model.parameters()), PLAIN)
 
 
 def test_the_update_lowers_the_loss_it_computes() -> None:

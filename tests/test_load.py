@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import huggingface_hub.constants
 import pytest
@@ -25,12 +26,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from sparring.lm.base import PromptGroup
 from sparring.lm.generic import GenericLM
 from sparring.lm.load import (
     LoadError,
     frozen_copy,
     load_model,
     load_tokenizer,
+    open_frozen,
     open_lm,
     resolve_dtype,
     save_model,
@@ -264,6 +267,23 @@ def test_frozen_copy(tied: bool):
     with torch.no_grad():
         model.lm_head.weight.zero_()
     assert frozen.lm_head.weight.any()
+
+
+@pytest.mark.parametrize("path", ["auto", "generic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_update_reaches_the_frozen_reference(path: Literal["auto", "generic"], dtype: torch.dtype):
+    model = tiny_model()
+    group = PromptGroup((3, 4), ((5, 6, 7),))
+    frozen = open_frozen(model, dtype, path=path)
+    with torch.no_grad():
+        before = frozen.score([group]).logprobs_S
+        for parameter in model.parameters():
+            parameter.add_(0.5)
+        if path == "auto":
+            frozen.refresh()
+        assert torch.equal(frozen.score([group]).logprobs_S, before)
+        policy = open_lm(model, dtype, trainable=True, path=path)
+        assert not torch.allclose(policy.score([group]).logprobs_S, before, atol=1e-2)
 
 
 def test_resolve_dtype():

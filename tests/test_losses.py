@@ -46,9 +46,7 @@ def test_expectations_over_the_policy_against_the_exact_kl() -> None:
     assert (p * k3(logp, logq)).sum().item() == pytest.approx(exact.item())
     assert (p * k2(logp, logq)).sum().item() != pytest.approx(exact.item(), rel=1e-3)
     true = torch.autograd.grad(exact, logits, retain_graph=True)[0]
-    expected = {
-        k: torch.autograd.grad((p * k(logp, logq)).sum(), logits, retain_graph=True)[0] for k in (k1, k2, k3)
-    }
+    expected = {k: torch.autograd.grad((p * k(logp, logq)).sum(), logits, retain_graph=True)[0] for k in (k1, k2, k3)}
     torch.testing.assert_close(expected[k2], true)
     torch.testing.assert_close(expected[k1], torch.zeros(4, dtype=torch.float64))
     assert not torch.allclose(expected[k3], true, rtol=1e-2)

@@ -22,9 +22,7 @@ ROLE = Role("solver", "{{ query }}", SamplingParams(8), system="be brief")
 
 def answers(*texts: str, **columns: Sequence[Any]) -> list[Turn]:
     return [
-        turn_of(
-            ROLE, ROLE.prompt(query=f"q{i}", info={name: values[i] for name, values in columns.items()}), text
-        )
+        turn_of(ROLE, ROLE.prompt(query=f"q{i}", info={name: values[i] for name, values in columns.items()}), text)
         for i, text in enumerate(texts)
     ]
 
@@ -103,9 +101,9 @@ def test_the_wrong_count_is_named(scores: list[float]) -> None:
         Reward(lambda queries, answers: scores, "judge")(["q", "q"], answers("a", "b"))
 
 
-@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf"), 1e300])
 def test_a_score_that_is_not_finite_is_named(score: float) -> None:
-    with pytest.raises(RewardError, match=r"'judge' returned (nan|-?inf) for answer 1 \('bad one'\)"):
+    with pytest.raises(RewardError, match=r"'judge' returned (nan|-?inf|1e\+300) for answer 1 \('bad one'\)"):
         Reward(lambda queries, answers: [1.0, score], "judge")(["q", "q"], answers("a", "bad one"))
 
 

@@ -31,17 +31,13 @@ datasets = pytest.importorskip("datasets", reason="TRL reads its prompts from da
 
 N, G, LENGTH, BETA = 3, 4, 12, 0.04
 QUERIES = ("w5 w6 w7", "w8 w9 w10 w11 w12 w13", "w20")
-TEMPLATE = (
-    "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}w3 {% endif %}"
-)
+TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}w3 {% endif %}"
 
 
 def reward_by_ids(completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], bonus: Sequence[float],
                   **kwargs: Any) -> list[float]:  # fmt: skip
     """TRL's signature; a reward with spread: how many even ids, and the row's own column."""
-    return [
-        sum(i % 2 == 0 for i in ids) / 7 + b * len(ids) for ids, b in zip(completion_ids, bonus, strict=True)
-    ]
+    return [sum(i % 2 == 0 for i in ids) / 7 + b * len(ids) for ids, b in zip(completion_ids, bonus, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +100,10 @@ class Replay:
     ) -> None:
         self._renderer = renderer
         self._said: dict[tuple[int, ...], Iterator[tuple[int, ...]]] = {
-            prompt: iter([c for p, c in zip(prompts, completions, strict=True) if p == prompt])
-            for prompt in prompts
+            prompt: iter([c for p, c in zip(prompts, completions, strict=True) if p == prompt]) for prompt in prompts
         }
 
-    def sample(
-        self, role: Role, prompts: Sequence[Prompt], n: int = 1, model: ModelName = "policy"
-    ) -> list[Turn]:
+    def sample(self, role: Role, prompts: Sequence[Prompt], n: int = 1, model: ModelName = "policy") -> list[Turn]:
         return [self._turn(role, prompt) for prompt in prompts for _ in range(n)]
 
     def rng(self, purpose: str) -> np.random.Generator:
@@ -120,9 +113,7 @@ class Replay:
         prompt_ids = self._renderer.encode(prompt.messages)
         ids = next(self._said[prompt_ids])
         text = self._renderer.decode(ids)
-        return Turn(
-            role, prompt, prompt_ids, ids, np.zeros(len(ids), np.float32), text, "stop", info=prompt.info
-        )
+        return Turn(role, prompt, prompt_ids, ids, np.zeros(len(ids), np.float32), text, "stop", info=prompt.info)
 
 
 def unpadded(ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> list[tuple[int, ...]]:
@@ -130,9 +121,7 @@ def unpadded(ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> list[tuple[int, ...
 
 
 @pytest.mark.parametrize("scale", ["none", "group"])
-@pytest.mark.parametrize(
-    ("loss_type", "temperature"), [("grpo", 1.0), ("dapo", 1.0), ("dr_grpo", 1.0), ("dapo", 0.7)]
-)
+@pytest.mark.parametrize(("loss_type", "temperature"), [("grpo", 1.0), ("dapo", 1.0), ("dr_grpo", 1.0), ("dapo", 0.7)])
 @pytest.mark.filterwarnings("ignore")  # the warnings are the oracle's own
 def test_loss_and_gradient_are_trls(
     folder: Path, tmp_path: Path, loss_type: str, scale: str, temperature: float

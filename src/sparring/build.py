@@ -26,7 +26,7 @@ from sparring.games.lsp import LSP, LSPZero
 from sparring.games.quality import ProgramQuality, Quality, ReferenceQuality
 from sparring.learner import ExactKL, KLPenalty, Learner, SampledKL, Update
 from sparring.lm.base import LanguageModel, SamplingParams
-from sparring.lm.load import frozen_copy, load_model, load_tokenizer, open_lm, resolve_dtype
+from sparring.lm.load import load_model, load_tokenizer, open_frozen, open_lm, resolve_dtype
 from sparring.losses import k2, k3
 from sparring.rendering import Renderer
 from sparring.rewards.base import Reward, load_object, load_reward
@@ -53,6 +53,7 @@ class Models:
     policy: LanguageModel
     reference: LanguageModel | None
     stop_ids: tuple[int, ...]
+    context: int | None
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,16 @@ def build_models(config: RunConfig, *, trainable: bool = True) -> Models:
     tokenizer = load_tokenizer(path, _chat_template(settings), revision=settings.revision)
     reference = None
     if needs_reference(config):
-        frozen = frozen_copy(model) if settings.reference is None else _other_reference(settings, model, device)
-        reference = open_lm(frozen, dtype, trainable=False, path=settings.engine)
+        start = model if settings.reference is None else _other_reference(settings, model, device)
+        reference = open_frozen(start, dtype, path=settings.engine)
     return Models(
         model,
         tokenizer,
-        Renderer(tokenizer, _longest_prompt(model, config), settings.template_kwargs),
+        Renderer(tokenizer, settings.template_kwargs),
         open_lm(model, dtype, trainable=trainable, path=settings.engine),
         reference,
         stop_ids_of(model, tokenizer),
+        _context(model, config),
     )
 
 
@@ -101,7 +103,14 @@ def needs_reference(config: RunConfig) -> bool:
 
 def build_sampler(models: Models, seed: int) -> LocalSampler:
     """The local sampler over a run's models."""
-    return LocalSampler(models.policy, models.reference, models.renderer, stop_ids=models.stop_ids, seed=seed)
+    return LocalSampler(
+        models.policy,
+        models.reference,
+        models.renderer,
+        stop_ids=models.stop_ids,
+        seed=seed,
+        context=models.context,
+    )
 
 
 def build_learner(models: Models, config: RunConfig, game: Game) -> Learner:
@@ -252,8 +261,8 @@ def _trained_temperature(game: Game) -> float:
     return next(iter(found.values()), 1.0) or 1.0
 
 
-def _longest_prompt(model: PreTrainedModel, config: RunConfig) -> int | None:
-    """Most tokens of a prompt; None where the model names no context.
+def _context(model: PreTrainedModel, config: RunConfig) -> int | None:
+    """Most tokens of a prompt and its reply together; None where the model names no such bound.
 
     Replies become part of later prompts (the grader reads query and answer), so they must fit one context together:
     better refused here than in the middle of a run.
@@ -270,7 +279,7 @@ def _longest_prompt(model: PreTrainedModel, config: RunConfig) -> int | None:
     if sum(replies.values()) >= context:
         listed = ", ".join(f"game.{name}.max_new_tokens ({tokens})" for name, tokens in replies.items())
         raise ValueError(f"{listed} leave no room in the model's context of {context} tokens: lower them")
-    return context - min(replies.values())
+    return int(context)
 
 
 def _reward(game: GameConfig, domain: Domain) -> Reward | None:

@@ -84,9 +84,7 @@ def _read(path: Path) -> list[Any]:
             raise ValueError(f"{path}: expected a JSON list of rows")
         return records
     if path.suffix == ".jsonl":
-        return [
-            _json_line(line, path, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()
-        ]
+        return [_json_line(line, path, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     raise ValueError(f"{path}: a prompt file ends in .jsonl, .json or .parquet")
 
 
@@ -102,9 +100,7 @@ def _row(record: Any, path: Path, number: int) -> Row:
         raise ValueError(f"{path}, row {number} is no object with columns")  # noqa: TRY004 - a user's file
     if isinstance(record.get("messages"), list):
         if not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in record["messages"]):
-            raise ValueError(
-                f"{path}, row {number}: each of its messages must be an object with role and content"
-            )
+            raise ValueError(f"{path}, row {number}: each of its messages must be an object with role and content")
         columns = {name: value for name, value in record.items() if name != "messages"}
         # The last assistant message is the answer a data set carries; the prompt ends before it.
         messages = tuple(record["messages"])
@@ -119,6 +115,5 @@ def _row(record: Any, path: Path, number: int) -> Row:
         columns = {name: value for name, value in record.items() if name not in {"instruction", "input"}}
         return Row(f"{text}\n\n{given}" if given else text, None, columns)
     raise ValueError(
-        f"{path}, row {number} has none of the columns prompt, messages, instruction; "
-        f"it has: {', '.join(record)}"
+        f"{path}, row {number} has none of the columns prompt, messages, instruction; it has: {', '.join(record)}"
     )

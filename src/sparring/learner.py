@@ -79,7 +79,7 @@ class Update:
     clip_low: float | None = None
     clip_high: float | None = None
     max_grad_norm: float | None = 1.0
-    token_budget: int = 16_384
+    token_budget: int = 4_096
     entropy: bool = True
 
     @property

@@ -31,7 +31,7 @@ from sparring.evaluation.comparison import Evaluation
 from sparring.evaluation.heldout import HeldOut
 from sparring.games.base import Game
 from sparring.lm.load import resolve_dtype
-from sparring.rewards.base import Reward, load_reward
+from sparring.rewards.base import Reward
 from sparring.runfolder import RunFolder, write_json_atomic
 from sparring.sampling.local import LocalSampler
 from sparring.tracking import open_tracker
@@ -215,15 +215,12 @@ def _finish(parts: Assembly, folder: RunFolder, observer: Observer) -> Evaluatio
 
 
 def held_out(config: RunConfig, seed: int, n: int) -> HeldOut | None:
-    """The domain's held-out test of n questions a split; None where the domain has none or its answers no verifier."""
+    """The domain's held-out test of n questions a split, scored by its own verifier; None where it has none."""
     domain = domain_named(config.game.domain)
-    reward = load_reward(config.game.reward) if config.game.reward else None
-    if reward is None and domain.reward is not None:
-        reward = Reward(domain.reward, name=domain.name)
-    if domain.tests is None or reward is None:
+    if domain.tests is None or domain.reward is None:
         return None
-    role = solver_role(config.game, domain)
-    return HeldOut(role, domain.tests(seed, n), reward, config.evaluation.temperature)
+    reward = Reward(domain.reward, name=domain.name)
+    return HeldOut(solver_role(config.game, domain), domain.tests(seed, n), reward, config.evaluation.temperature)
 
 
 def final_evaluation(

@@ -67,6 +67,9 @@ class Game(ABC):
                 continue
             figures[f"length/{role.name}"] = float(np.mean([len(turn.completion_ids) for turn in taken]))
             figures[f"truncated/{role.name}"] = float(np.mean([turn.finish == "length" for turn in taken]))
+            too_long = sum(bool(turn.info.get("too_long")) for turn in taken)
+            if too_long:
+                figures[f"too_long/{role.name}"] = too_long / len(taken)
             figures |= _mean_payoffs(role, [payoffs[turn] for turn in taken if turn in payoffs])
             mine = [group for group in groups if group[0].role is role]
             if mine:

@@ -79,7 +79,6 @@ class FastLlama:
         reason = self.unsupported(model)
         if reason is not None:
             raise ValueError(f"FastLlama cannot run this model: {reason}. Use the generic engine.")
-        self.model = model
         self.dtype = dtype
         self.trainable = trainable
         decoder: Any = model.get_decoder()
@@ -124,6 +123,11 @@ class FastLlama:
             gate_up=self._copy(mlp.gate_proj.weight, mlp.up_proj.weight),
             down=self._copy(mlp.down_proj.weight),
         )
+
+    def freeze(self) -> FastLlama:
+        """Let go of the masters: nothing done to them reaches the copies any more. Returns itself."""
+        self._sources.clear()
+        return self
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -115,6 +115,19 @@ def open_lm(
     return GenericLM(model, dtype, trainable)
 
 
+def open_frozen(
+    model: PreTrainedModel, dtype: torch.dtype, *, path: Literal["auto", "generic"] = "auto"
+) -> LanguageModel:
+    """The model as it is now, in one copy in `dtype` that no later update of `model` reaches: the reference."""
+    from sparring.lm.llama import FastLlama
+
+    if path == "auto" and FastLlama.unsupported(model) is None:
+        return FastLlama(model, dtype, trainable=False).freeze()
+    # The generic path copies only where it converts.
+    converts = next(model.parameters()).dtype != dtype
+    return open_lm(model if converts else frozen_copy(model), dtype, trainable=False, path=path)
+
+
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy that no update can reach: own storage, eval mode, no gradients. Tied weights stay tied."""
     frozen = copy.deepcopy(model).eval()

@@ -20,6 +20,10 @@ from sparring.types import Message, Turn
 RewardFunction = Callable[..., "Sequence[float | None] | Awaitable[Sequence[float | None]]"]
 
 
+LARGEST = 1e12
+"""Beyond this the squares of payoffs lose all precision, and nothing downstream could name the reward any more."""
+
+
 class RewardError(ValueError):
     """A reward function raised, or returned something that is no reward."""
 
@@ -94,10 +98,10 @@ class Reward:
             number = math.nan if isinstance(score, str) else float(score)
         except (TypeError, ValueError):
             number = math.nan
-        if not math.isfinite(number):
+        if not abs(number) <= LARGEST:
             raise RewardError(
                 f"reward {self.name!r} returned {score!r} for answer {index} ({answer.text[:80]!r}): "
-                "return a finite number, or None to leave the answer out"
+                f"return a finite number within ±{LARGEST:g}, or None to leave the answer out"
             )
         return number
 

@@ -15,6 +15,10 @@ from sparring.sampling.seeds import generator
 from sparring.types import ModelName, Prompt, Turn
 
 
+NOTHING = Completion((), np.empty(0, np.float32), "length")
+"""The answer to a prompt that leaves no room for one."""
+
+
 class LocalSampler:
     """Samples from language models in this process.
 
@@ -24,6 +28,7 @@ class LocalSampler:
         renderer: turns messages into ids.
         stop_ids: ids that end a completion.
         seed: the run's seed.
+        context: most tokens of a prompt and its completion; None where the model has no bound.
         batch_tokens: most tokens (prompts and completions) whose cache is held at once.
     """
 
@@ -35,12 +40,14 @@ class LocalSampler:
         *,
         stop_ids: Sequence[int],
         seed: int = 0,
+        context: int | None = None,
         batch_tokens: int = 262_144,
     ) -> None:
         self._models = {"policy": policy, "reference": reference}
         self._renderer = renderer
         self._stop_ids = tuple(stop_ids)
         self.seed = seed
+        self._context = context
         self._batch_tokens = batch_tokens
         self.step = 0
         self._calls: Counter[str] = Counter()
@@ -58,7 +65,11 @@ class LocalSampler:
     def sample(
         self, role: Role, prompts: Sequence[Prompt], n: int = 1, model: ModelName = "policy"
     ) -> list[Turn]:
-        """See `sampling.base.Sampler.sample`."""
+        """See `sampling.base.Sampler.sample`.
+
+        A prompt that leaves no room for a completion in the model's context is answered by nothing: an empty turn,
+        cut off at length and noted as `too_long`. Raises ValueError where that is so for every prompt.
+        """
         if not prompts:
             return []
         language_model = self._models[model]
@@ -66,16 +77,28 @@ class LocalSampler:
             raise ValueError(f"role {role.name!r} asks for the {model} model, and this run holds none")
         encoded = [self._renderer.encode(prompt.messages) for prompt in prompts]
         params = replace(role.sampling, stop_ids=(*self._stop_ids, *role.sampling.stop_ids))
+        fits = [self._fits(ids, role) for ids in encoded]
+        if not any(fits):
+            raise ValueError(
+                f"no prompt of role {role.name!r} fits: the shortest has {min(map(len, encoded))} tokens and "
+                f"game.{role.name}.max_new_tokens is {params.max_new_tokens}, in a context of {self._context}: lower "
+                "max_new_tokens or shorten the prompt"
+            )
+        fitting = [ids for ids, fit in zip(encoded, fits, strict=True) if fit]
         if params.temperature == 0:
-            completions = self._greedy(language_model, encoded, n, params)
+            completions = self._greedy(language_model, fitting, n, params)
         else:
             uniforms = self._uniforms(role, model, len(encoded) * n, params.max_new_tokens)
-            completions = self._generate(language_model, encoded, n, params, uniforms)
+            completions = self._generate(language_model, fitting, n, params, uniforms[np.repeat(fits, n)])
+        rows = iter(completions)
         return [
             self._turn(role, prompt, ids, completion, model)
-            for prompt, ids, row in zip(prompts, encoded, completions, strict=True)
-            for completion in row
+            for prompt, ids, fit in zip(prompts, encoded, fits, strict=True)
+            for completion in (next(rows) if fit else [NOTHING] * n)
         ]
+
+    def _fits(self, ids: tuple[int, ...], role: Role) -> bool:
+        return self._context is None or len(ids) + role.sampling.max_new_tokens <= self._context
 
     def _greedy(self, language_model, encoded, n, params) -> list[list[Completion]]:
         # Equal prompts have equal greedy completions: a grader asked 8 times the same thing answers once.
@@ -118,5 +141,5 @@ class LocalSampler:
             text=self._renderer.decode(completion.ids),
             finish=completion.finish,
             model=model,
-            info=prompt.info,
+            info={**prompt.info, "too_long": True} if completion is NOTHING else prompt.info,
         )
