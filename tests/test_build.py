@@ -94,12 +94,14 @@ def test_the_reference_is_frozen_and_the_masters_are_fp32(random_model: Path) ->
     learner = build_learner(models, config, build_game(config))
     assert {p.dtype for p in models.model.parameters()} == {torch.float32}
     reference: Any = models.reference
-    assert not any(p.requires_grad for p in reference.model.parameters())
-    before = [p.clone() for p in reference.model.parameters()]
+    assert not any(leaf.requires_grad for layer in reference.layers for leaf in (layer.qkv, layer.down))
+    before = [layer.qkv.clone() for layer in reference.layers]
     with torch.no_grad():
         for parameter in learner.parameters:
             parameter.add_(1)
-    assert all(torch.equal(a, b) for a, b in zip(before, reference.model.parameters(), strict=True))
+    models.policy.refresh()
+    reference.refresh()
+    assert all(torch.equal(a, layer.qkv) for a, layer in zip(before, reference.layers, strict=True))
     assert [p for group in learner.optimizer.param_groups for p in group["params"]] == learner.parameters
     assert len(learner.parameters) == len(list(models.model.parameters()))
 
