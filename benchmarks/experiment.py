@@ -119,9 +119,7 @@ class Milestones:
             "eval/easy",
             "eval/hard",
         )
-        self.curve.append(
-            {"step": step, "cpu": self.trained, **{k: metrics[k] for k in kept if k in metrics}}
-        )
+        self.curve.append({"step": step, "cpu": self.trained, **{k: metrics[k] for k in kept if k in metrics}})
         if self.by_steps is None and step >= self.job.steps:
             self.by_steps = self._at(step)
         if self.by_seconds is None and self.trained >= self.job.seconds:
@@ -219,9 +217,7 @@ def _discard(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/experiment"))
     parser.add_argument("--quick", action="store_true", help="two seeds, short runs only")
     parser.add_argument("--seeds", type=int, default=5)

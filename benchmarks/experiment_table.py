@@ -94,9 +94,7 @@ def _differences(results: Sequence[Result], match: str) -> list[str]:
     by_run = {(r["arm"], r["base"], r["seed"]): r[match] for r in results}
     for arm, control in PAIRS:
         pairs = [
-            (by_run[arm, b, s], by_run[control, b, s])
-            for a, b, s in by_run
-            if a == arm and (control, b, s) in by_run
+            (by_run[arm, b, s], by_run[control, b, s]) for a, b, s in by_run if a == arm and (control, b, s) in by_run
         ]
         if len(pairs) < 2:
             continue
@@ -115,9 +113,7 @@ def _health(results: Sequence[Result]) -> list[str]:
         ends = [result["curve"][-10:] for result in results if result["arm"] == arm]
         cells = []
         for name in HEALTH.values():
-            means = [
-                np.mean([p[name] for p in end if name in p]) for end in ends if any(name in p for p in end)
-            ]
+            means = [np.mean([p[name] for p in end if name in p]) for end in ends if any(name in p for p in end)]
             cells.append(_pm(means, 2) if means else "-")
         rows.append(_row(arm, cells))
     return rows

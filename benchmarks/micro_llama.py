@@ -63,9 +63,7 @@ def main() -> None:
         return model.generate(prompts, n_answers, params, uniforms)
 
     answers = generate()
-    groups = [
-        PromptGroup(prompt, tuple(c.ids for c in cs)) for prompt, cs in zip(prompts, answers, strict=True)
-    ]
+    groups = [PromptGroup(prompt, tuple(c.ids for c in cs)) for prompt, cs in zip(prompts, answers, strict=True)]
 
     def forward() -> torch.Tensor:
         scores = model.score(groups)

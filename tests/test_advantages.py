@@ -7,21 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparring.advantages import (
-    centred,
-    challenger_advantages,
-    is_dead,
-    solver_advantages,
-    standardised,
-    value,
-)
+from sparring.advantages import centred, is_dead, standardised
 
 payoffs = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=12)
-
-
-def test_value_is_the_mean_reward() -> None:
-    assert value([1, 1, 0]) == pytest.approx(2 / 3, abs=1e-15)
-    assert value([0.5]) == 0.5
 
 
 def test_centred_by_hand() -> None:
@@ -46,19 +34,19 @@ def test_groups_without_spread_teach_nothing(scale) -> None:
 
 
 def test_a_sol_centres_each_query_by_itself() -> None:
-    first, second = solver_advantages([[1, 1, 0], [0, 4]])
+    first, second = (centred(reward_G) for reward_G in ([1, 1, 0], [0, 4]))
     np.testing.assert_allclose(first, [1 / 3, 1 / 3, -2 / 3], atol=1e-15)
     np.testing.assert_allclose(second, [-2, 2])
 
 
 def test_a_ch_of_lsp_zero_is_mean_value_minus_value() -> None:
-    values = [value([1, 1, 0, 0]), value([1, 1, 1, 1]), value([0, 0, 0, 0])]  # ½, 1, 0; their mean ½
-    np.testing.assert_allclose(challenger_advantages([-v for v in values]), [0, -0.5, 0.5])
+    values = [np.mean(reward_G) for reward_G in ([1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0])]  # ½, 1, 0; their mean ½
+    np.testing.assert_allclose(centred([-v for v in values]), [0, -0.5, 0.5])
 
 
 def test_a_ch_of_lsp_adds_quality() -> None:
     # −V + V_Q = −½ + 1, −1 + 1, 0 + ¼; the mean is ¼
-    np.testing.assert_allclose(challenger_advantages([0.5, 0, 0.25]), [0.25, -0.25, 0])
+    np.testing.assert_allclose(centred([0.5, 0, 0.25]), [0.25, -0.25, 0])
 
 
 @given(payoffs)

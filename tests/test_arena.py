@@ -237,9 +237,7 @@ def test_the_corpus_holds_every_role_and_no_test_query() -> None:
     graded = [(*p.removeprefix("Grader:").split("|", 1), a) for p, a in drawn if p.startswith("Grader:")]
     assert min(len(solved), len(asked), len(graded)) > 300
     assert not any(held_out(text) for text in [*asked, *(q for q, _ in solved), *(q for q, *_ in graded)])
-    assert all(
-        render_grade(score(q, a)) == grade for q, a, grade in graded if "|" not in a and parse_query(q)
-    )
+    assert all(render_grade(score(q, a)) == grade for q, a, grade in graded if "|" not in a and parse_query(q))
     skill = [verify(q, a) for q, a in solved if KIND[q.split(":")[0]] == "skill"]
     latent = [verify(q, a) for q, a in solved if KIND[q.split(":")[0]] == "latent"]
     assert min(skill) == 1.0

@@ -114,8 +114,7 @@ def test_sampling_finds_what_greedy_misses(model: Any, tokenizer: Any) -> None:
     queries = test_set("hard", DEV_SEED, 40)
     written = complete(model, tokenizer, [solver_prompt(render_query(q)) for q in queries], 16, seed=5)
     solved = sum(
-        any(verify(render_query(query), given) for given in row)
-        for query, row in zip(queries, written, strict=True)
+        any(verify(render_query(query), given) for given in row) for query, row in zip(queries, written, strict=True)
     )
     assert _agrees(solved, len(queries), RECORD["hard"]["pass@16"])
     assert RECORD["hard"]["pass@16"] > RECORD["hard"]["greedy"] + 0.2

@@ -82,9 +82,7 @@ def small_disk(path: Path, size: str) -> Iterator[None]:
     mount = shutil.which("mount")
     if os.geteuid() != 0 or mount is None:
         pytest.skip("mounting a small disk needs root")
-    if subprocess.run(
-        [mount, "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True
-    ).returncode:
+    if subprocess.run([mount, "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True).returncode:
         pytest.skip("no leave to mount here")
     try:
         yield
@@ -255,9 +253,7 @@ def test_full_disk_keeps_the_last_good_one(tmp_path: Path) -> None:
     with small_disk(root, "512k"):
         good = save(root, 1, size=10_000)
         for size in (60_000, 100_000, 1_000_000):
-            with pytest.raises(
-                CheckpointError, match=r"step-000002 was not saved.*free some space"
-            ) as caught:
+            with pytest.raises(CheckpointError, match=r"step-000002 was not saved.*free some space") as caught:
                 save(root, 2, size=size)
             assert "No space left" in str(caught.value)
             assert "newest: step-000001" in str(caught.value)
@@ -294,9 +290,7 @@ def failing_model(folder: Path) -> None:
         ({"state": {"when": object()}}, "not JSON serializable"),
     ],
 )
-def test_failure_leaves_the_good_one_of_the_same_step(
-    tmp_path: Path, changes: Mapping[str, Any], message: str
-) -> None:
+def test_failure_leaves_the_good_one_of_the_same_step(tmp_path: Path, changes: Mapping[str, Any], message: str) -> None:
     good = save(tmp_path, 1)
     before = (good / "manifest.json").read_bytes()
     with pytest.raises(CheckpointError, match=message):
@@ -323,9 +317,7 @@ def test_kill_at_any_moment_leaves_a_good_checkpoint(tmp_path: Path) -> None:
     rng = random.Random()
     last = 0
     for _ in range(6):
-        child = subprocess.Popen(
-            [sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-        )
+        child = subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         try:
             assert child.stdout is not None
             while child.stdout.readline() != "ready\n":
@@ -366,9 +358,7 @@ def test_leftovers_of_dead_processes_are_removed_and_said(tmp_path: Path) -> Non
         f".step-000000.removed-{dead}",
     ):
         shutil.copytree(good, tmp_path / name)
-    assert verify_checkpoint(tmp_path / f".step-000002.partial-{dead}") == [
-        "a partial save that never finished"
-    ]
+    assert verify_checkpoint(tmp_path / f".step-000002.partial-{dead}") == ["a partial save that never finished"]
     said: list[str] = []
     clear_leftovers(tmp_path, said.append)
     assert names(tmp_path) == [f".step-000004.partial-{alive}", "step-000001"]
@@ -378,10 +368,7 @@ def test_leftovers_of_dead_processes_are_removed_and_said(tmp_path: Path) -> Non
         "removed",
         f".step-000004.partial-{alive}",
     ]
-    assert (
-        said[1]
-        == f"removed .step-000002.partial-{dead}, left by process {dead}, which ended before it was done"
-    )
+    assert said[1] == f"removed .step-000002.partial-{dead}, left by process {dead}, which ended before it was done"
 
 
 def test_replaced_one_goes_back_when_the_new_one_never_arrived(tmp_path: Path) -> None:

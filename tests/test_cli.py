@@ -98,9 +98,7 @@ def test_help_imports_nothing_heavy() -> None:
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'transformers', 'pydantic', 'numpy', 'rich', 'yaml'} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.endswith("\n[]\n")
 
 
@@ -253,9 +251,7 @@ def test_eval_repeats_the_runs_own_comparison(finished: tuple[Path, Result], tmp
     assert again["subsets"] == own["subsets"]
 
 
-def test_eval_with_other_questions_leaves_the_runs_evaluation(
-    finished: tuple[Path, Result], model: Path
-) -> None:
+def test_eval_with_other_questions_leaves_the_runs_evaluation(finished: tuple[Path, Result], model: Path) -> None:
     run, _ = finished
     before = (run / "evaluation.json").read_bytes()
     assert sparring("eval", run, "--n", 3, "--seed", 9, "--base", model).exit_code == 0
@@ -277,9 +273,7 @@ def test_a_failing_reward_says_how_to_go_on(model: Path, tmp_path: Path) -> None
         "    return [0.0] * (len(answers) - (calls == 3))\n"
     )
     common = ("evaluation.every=0", "checkpoint.every=1", "steps=5", "game.prompts=arena:easy")
-    text = refused(
-        1, "train", "grpo", "--init", model, "--out", out, "--reward", f"{reward}:score", *SMALL, *common
-    )
+    text = refused(1, "train", "grpo", "--init", model, "--out", out, "--reward", f"{reward}:score", *SMALL, *common)
     assert "returned 7 scores for 8 answers" in text
     assert f"sparring train --resume {out}" in text
     assert RunFolder(out).read_metrics()[-1]["step"] == 2

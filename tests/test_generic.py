@@ -49,9 +49,7 @@ def llama() -> PreTrainedModel:
 
 
 def gpt2() -> PreTrainedModel:  # learned positions, tied head
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, **SPECIALS)
-    )
+    return GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, **SPECIALS))
 
 
 def neox() -> PreTrainedModel:
@@ -187,9 +185,7 @@ def test_scores_and_gradients_equal_plain_autograd(make, budget: int):
     assert scores.kl_S is not None and scores.entropy_S is not None
     torch.testing.assert_close(scores.logprobs_S, want_S, atol=1e-5, rtol=0)
     torch.testing.assert_close(scores.kl_S, kl_S, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        scores.entropy_S, -(logp_SV.exp() * logp_SV).sum(-1).detach(), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(scores.entropy_S, -(logp_SV.exp() * logp_SV).sum(-1).detach(), atol=1e-5, rtol=1e-5)
     pull = torch.linspace(-1, 1, len(want_S))
     ((scores.logprobs_S * pull).sum() + 0.3 * scores.kl_S.sum()).backward()
     lm.collect_gradients()
@@ -281,9 +277,7 @@ def test_a_frozen_one_gives_no_gradient_and_no_rows_are_fine():
 
 
 def test_models_that_cannot_run_are_refused():
-    t5 = T5ForConditionalGeneration(
-        T5Config(vocab_size=V, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-    )
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=V, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
     with pytest.raises(ValueError, match="encoder-decoder"):
         GenericLM(t5, torch.float32, False)
     mamba = MambaForCausalLM(MambaConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, state_size=4))

@@ -28,9 +28,7 @@ def plain(
     return logp.gather(1, targets[:, None]).squeeze(1), kl, -(logp.exp() * logp).sum(-1)
 
 
-def random_case(
-    S: int, V: int, D: int, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> dict[str, Tensor]:
+def random_case(S: int, V: int, D: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(seed)
     return {
         "hidden_SD": torch.randn(S, D, generator=rng, dtype=dtype).requires_grad_(),
@@ -124,8 +122,7 @@ def test_bfloat16_stays_close_and_returns_float32(chunk: int | None):
     low["weight_VD"].requires_grad_()
     # The oracle starts from the rounded values, so only the arithmetic differs.
     high = {
-        k: v.detach().float().requires_grad_(v.requires_grad) if v.is_floating_point() else v
-        for k, v in low.items()
+        k: v.detach().float().requires_grad_(v.requires_grad) if v.is_floating_point() else v for k, v in low.items()
     }
     ours = head_scores(**low, chunk_elements=chunk)
     theirs = head_scores(**high)

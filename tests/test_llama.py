@@ -338,9 +338,7 @@ def test_bad_input_is_named() -> None:
         ),
         (
             lambda: LlamaForCausalLM(
-                LlamaConfig(
-                    **SMALL, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-                )
+                LlamaConfig(**SMALL, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
             ),
             "rope type 'dynamic'",
         ),

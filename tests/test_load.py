@@ -260,9 +260,7 @@ def test_frozen_copy(tied: bool):
     model = tiny_model(tie_word_embeddings=tied).train()
     frozen = frozen_copy(model)
     assert not frozen.training and model.training
-    assert not any(p.requires_grad for p in frozen.parameters()) and all(
-        p.requires_grad for p in model.parameters()
-    )
+    assert not any(p.requires_grad for p in frozen.parameters()) and all(p.requires_grad for p in model.parameters())
     assert (frozen.lm_head.weight is frozen.get_input_embeddings().weight) == tied
     with torch.no_grad():
         model.lm_head.weight.zero_()

@@ -81,9 +81,7 @@ def metrics_row(step: int, steps: int, rng: np.random.Generator) -> dict[str, An
 def turn_rows(step: int, text: str | None = None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
-    def add(
-        role: str, content: str, parent: int, payoff: float | None, parts: dict[str, float | None]
-    ) -> int:
+    def add(role: str, content: str, parent: int, payoff: float | None, parts: dict[str, float | None]) -> int:
         rows.append(
             {
                 "step": step,
@@ -139,12 +137,8 @@ def make_run(folder: Path, steps: int = 60, attack: str | None = None) -> Path:
         for item in range(40)
     ]
     (folder / "evaluation.json").write_text(json.dumps(compare(outcomes).to_json()))
-    (folder / "config.yaml").write_text(
-        f"recipe: lsp\nn_queries: 8\nseed: 3\ntask: {json.dumps(attack or 'words')}\n"
-    )
-    (folder / "lineage.json").write_text(
-        json.dumps({"base": {"sha256": "ab12"}, "stages": [{"recipe": "lsp"}]})
-    )
+    (folder / "config.yaml").write_text(f"recipe: lsp\nn_queries: 8\nseed: 3\ntask: {json.dumps(attack or 'words')}\n")
+    (folder / "lineage.json").write_text(json.dumps({"base": {"sha256": "ab12"}, "stages": [{"recipe": "lsp"}]}))
     for step in (1, steps // 2, steps):
         write_turns(folder / "turns", step, turn_rows(step, attack))
     return folder
@@ -224,9 +218,7 @@ def test_pngs_are_there_and_not_blank(attacked: tuple[Path, str]) -> None:
 def test_metrics_alone_make_a_page_and_say_what_is_missing(tmp_path: Path) -> None:
     run = tmp_path / "running"
     run.mkdir()
-    (run / "metrics.jsonl").write_text(
-        '{"step": 1, "game/V": 0.5}\n{"step": 2, "game/V": 0.6}\n{"step": 3, "ga'
-    )
+    (run / "metrics.jsonl").write_text('{"step": 1, "game/V": 0.5}\n{"step": 2, "game/V": 0.6}\n{"step": 3, "ga')
     text = " ".join(Page(write_report(run).read_text()).text.split())
     assert "Recorded up to step 2; not evaluated against the base yet." in text
     assert "1 line(s) without a readable step" in text
@@ -276,9 +268,7 @@ def test_damaged_parts_are_said(tmp_path: Path, name: str, content: str) -> None
         ([(1, 1)] * 5, "No difference seen: all 5 items are ties"),
     ],
 )
-def test_headline_says_no_more_than_the_interval(
-    tmp_path: Path, pairs: list[tuple[int, int]], sentence: str
-) -> None:
+def test_headline_says_no_more_than_the_interval(tmp_path: Path, pairs: list[tuple[int, int]], sentence: str) -> None:
     outcomes = [Outcome(str(number), (), base, own) for number, (base, own) in enumerate(pairs)]
     (tmp_path / "evaluation.json").write_text(json.dumps(compare(outcomes).to_json()))
     text = " ".join(Page(write_report(tmp_path).read_text()).text.split())
@@ -317,10 +307,7 @@ def test_a_game_on_a_data_set_is_grouped_by_prompt(tmp_path: Path) -> None:
     write_turns(tmp_path / "turns", 4, rows)
     page = Page(write_report(tmp_path).read_text())
     assert (
-        page.text.index("sum:0")
-        < page.text.index("answer 2")
-        < page.text.index("sum:1")
-        < page.text.index("answer 3")
+        page.text.index("sum:0") < page.text.index("answer 2") < page.text.index("sum:1") < page.text.index("answer 3")
     )
     assert page.text.count("Early: step 4") == 1
 

@@ -157,3 +157,14 @@ def test_what_cannot_be_loaded_is_named(target: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as raised:
         load_reward(target)
     assert "--reward" in str(raised.value) or "sparring.losses" in str(raised.value)
+
+
+def test_an_async_reward_inside_a_running_loop() -> None:
+    async def judge(queries: list[str], answers: list[str]) -> list[float]:
+        await asyncio.sleep(0)
+        return [float(len(answer)) for answer in answers]
+
+    async def notebook() -> list[float | None]:
+        return Reward(judge)(["q", "q"], answers("a", "bb"))
+
+    assert asyncio.run(notebook()) == [1.0, 2.0]

@@ -65,9 +65,7 @@ def test_create_then_open(tmp_path: Path) -> None:
 def test_existing_run_is_refused_and_untouched(tmp_path: Path) -> None:
     with RunFolder(tmp_path).create("seed: 1\n", {}) as made:
         made.append_metrics({"step": 1})
-    with pytest.raises(
-        RunFolderError, match=r"holds a run already .*`sparring train --resume .*` or choose another"
-    ):
+    with pytest.raises(RunFolderError, match=r"holds a run already .*`sparring train --resume .*` or choose another"):
         RunFolder(tmp_path).create("seed: 2\n", {})
     with RunFolder(tmp_path).open() as again:  # the refused one gave its lock back
         assert again.config.read_text() == "seed: 1\n"
@@ -93,9 +91,7 @@ def test_lock_between_processes_names_the_holder_and_dies_with_it(tmp_path: Path
         assert child.stdout is not None
         assert child.stdout.readline() == "held\n"
         host = os.uname().nodename
-        expected = (
-            rf"run is in use by process {child.pid} on {host} \(started .*\): choose another --out or stop it"
-        )
+        expected = rf"run is in use by process {child.pid} on {host} \(started .*\): choose another --out or stop it"
         with pytest.raises(RunFolderError, match=expected):
             RunFolder(path).open()
         with pytest.raises(RunFolderError, match=expected):

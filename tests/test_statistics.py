@@ -18,9 +18,7 @@ from sparring.evaluation.statistics import (
 @pytest.mark.parametrize("kind", ["credits", "continuous"])
 def test_bootstrap_agrees_with_scipy(kind: str) -> None:
     rng = np.random.default_rng(7)
-    values = (
-        rng.choice([0.0, 0.5, 1.0], 300, p=[0.2, 0.3, 0.5]) if kind == "credits" else rng.normal(2, 3, 300)
-    )
+    values = rng.choice([0.0, 0.5, 1.0], 300, p=[0.2, 0.3, 0.5]) if kind == "credits" else rng.normal(2, 3, 300)
     expected = stats.bootstrap(
         (values,), np.mean, n_resamples=10_000, method="percentile", batch=1000
     ).confidence_interval
@@ -38,9 +36,7 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(300):
-        low, high = paired_bootstrap_ci(
-            rng.choice([0.0, 0.5, 1.0], 100, p=[0.2, 0.3, 0.5]), 0.95, 1000, trial
-        )
+        low, high = paired_bootstrap_ci(rng.choice([0.0, 0.5, 1.0], 100, p=[0.2, 0.3, 0.5]), 0.95, 1000, trial)
         covered += low <= 0.65 <= high
     assert 0.90 <= covered / 300 <= 0.98
 

@@ -143,9 +143,7 @@ def _retain(root: Path, step: int, keep: int | None) -> None:
     """
     if not keep:
         return
-    good = [
-        path for number, path in _saved(root) if number <= step and not verify_checkpoint(path, hashes=False)
-    ]
+    good = [path for number, path in _saved(root) if number <= step and not verify_checkpoint(path, hashes=False)]
     for path in good[keep:]:
         aside = path.with_name(f".{path.name}.removed-{os.getpid()}")
         try:
@@ -193,9 +191,7 @@ def verify_checkpoint(path: Path, *, hashes: bool = True) -> list[str]:
         return ["a partial save that never finished"]
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
-        listed = {
-            str(name): (int(want["size"]), str(want["sha256"])) for name, want in manifest["files"].items()
-        }
+        listed = {str(name): (int(want["size"]), str(want["sha256"])) for name, want in manifest["files"].items()}
         version, step = manifest["format"], manifest["step"]
     except FileNotFoundError:
         return ["manifest.json: missing"]
@@ -207,9 +203,7 @@ def verify_checkpoint(path: Path, *, hashes: bool = True) -> list[str]:
     if path.name != f"step-{step:06d}":
         problems.append(f"manifest.json: of step {step}, not of {path.name}")
     problems += [
-        f"{name}: not in the manifest"
-        for name in ("optimizer.safetensors", "state.json")
-        if name not in listed
+        f"{name}: not in the manifest" for name in ("optimizer.safetensors", "state.json") if name not in listed
     ]
     for name, (size, digest) in listed.items():
         problem = _file_problem(path / name, size, digest if hashes else None)
@@ -319,13 +313,10 @@ def restore_optimizer(
     """
     kind, groups = json_state["optimizer"], json_state["groups"]
     if kind != type(optimizer).__name__:
-        raise CheckpointError(
-            f"the checkpoint holds the state of {kind}, the run uses {type(optimizer).__name__}"
-        )
+        raise CheckpointError(f"the checkpoint holds the state of {kind}, the run uses {type(optimizer).__name__}")
     if len(groups) != len(optimizer.param_groups):
         raise CheckpointError(
-            f"the checkpoint's optimiser has {len(groups)} parameter groups, "
-            f"the run's {len(optimizer.param_groups)}"
+            f"the checkpoint's optimiser has {len(groups)} parameter groups, the run's {len(optimizer.param_groups)}"
         )
     state: dict[Tensor, dict[str, Any]] = {}
     owners: dict[str, tuple[Parameter, dict[str, Any]]] = {}
@@ -340,9 +331,7 @@ def restore_optimizer(
             settings[int(key.removeprefix("group."))][name] = tensor.clone()
             continue
         if name not in owners:
-            raise CheckpointError(
-                f"the checkpoint's optimiser state {full_name!r} fits no parameter of the model"
-            )
+            raise CheckpointError(f"the checkpoint's optimiser state {full_name!r} fits no parameter of the model")
         parameter, plain = owners[name]
         if key != "step" and tensor.shape != parameter.shape:
             raise CheckpointError(
@@ -363,9 +352,7 @@ def restore_optimizer(
 
 def _name(parameter: Parameter, names: Mapping[Parameter, str]) -> str:
     if parameter not in names:
-        raise CheckpointError(
-            f"the optimiser holds a parameter of shape {tuple(parameter.shape)} that has no name"
-        )
+        raise CheckpointError(f"the optimiser holds a parameter of shape {tuple(parameter.shape)} that has no name")
     return names[parameter]
 
 

@@ -55,9 +55,7 @@ def main() -> None:
 
 @main.command(short_help="Train the shipped tiny model against itself.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of self-play.  [default: the recipe's]")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="New folder of the run.  [default: runs/demo-<time>]"
-)
+@click.option("--out", type=click.Path(path_type=Path), help="New folder of the run.  [default: runs/demo-<time>]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Every random draw derives from it.")
 @click.option("--method", type=click.Choice(["lsp", "lsp-zero", "grpo"]), default="lsp", show_default=True)
 @OVERRIDES
@@ -78,19 +76,11 @@ def demo(steps: int | None, out: Path | None, seed: int, method: str, overrides:
 @click.argument("recipe", required=False)
 @OVERRIDES
 @click.option("--preset", help="Variant of the recipe.  [default: arena]")
-@click.option(
-    "--config", "file", type=click.Path(path_type=Path), help="YAML file of settings, over the recipe's."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="New folder of the run.  [default: runs/<recipe>-<time>]"
-)
-@click.option(
-    "--init", metavar="MODEL_OR_RUN", help="Start from this model folder, run or hub id (model.path)."
-)
+@click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of settings, over the recipe's.")
+@click.option("--out", type=click.Path(path_type=Path), help="New folder of the run.  [default: runs/<recipe>-<time>]")
+@click.option("--init", metavar="MODEL_OR_RUN", help="Start from this model folder, run or hub id (model.path).")
 @click.option("--reward", metavar="TARGET", help="package.module:function or file.py:function (game.reward).")
-@click.option(
-    "--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run."
-)
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 @debug_option
 def train(
@@ -134,14 +124,10 @@ def train(
 
 @main.command("eval", short_help="Compare a model with its base.")
 @click.argument("run_or_model", metavar="RUN_OR_MODEL")
-@click.option(
-    "--base", metavar="MODEL", help="Compare with this model.  [default: what the run started from]"
-)
+@click.option("--base", metavar="MODEL", help="Compare with this model.  [default: what the run started from]")
 @click.option("--n", type=click.IntRange(min=1), help="Held-out questions a split.  [default: the run's]")
 @click.option("--seed", type=int, help="Seed of the test set.  [default: the run's]")
-@click.option(
-    "--json", "file", type=click.Path(path_type=Path), help="Write here, not to the run's evaluation.json."
-)
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write here, not to the run's evaluation.json.")
 @debug_option
 def evaluate(run_or_model: str, base: str | None, n: int | None, seed: int | None, file: Path | None) -> None:
     """Compare a run's model, or any model, with its base on held-out questions.
@@ -232,16 +218,12 @@ def _value(values: Any, name: str) -> Any:
     return "null" if values is None else values
 
 
-def _configuration(
-    name: str | None, preset: str | None, file: Path | None, overrides: tuple[str, ...]
-) -> RunConfig:
+def _configuration(name: str | None, preset: str | None, file: Path | None, overrides: tuple[str, ...]) -> RunConfig:
     """Recipe → YAML → overrides; a file that names its recipe needs no other."""
     from sparring.config import ConfigError, read_yaml, resolve
     from sparring.recipes import recipe
 
-    labels = (
-        {} if file is None else {k: str(v) for k, v in read_yaml(file).items() if k in ("recipe", "preset")}
-    )
+    labels = {} if file is None else {k: str(v) for k, v in read_yaml(file).items() if k in ("recipe", "preset")}
     for key, given in (("recipe", name), ("preset", preset)):
         if given is not None and labels.get(key, given) != given:
             raise ConfigError(f"{file} is of {key} {labels[key]!r}, not {given!r}: leave one of them out")
@@ -249,9 +231,7 @@ def _configuration(
             raise ConfigError(f"{key} names where the settings start from: give it as {_as_given(key)}")
     name = name or labels.get("recipe")
     if name is None:
-        raise click.UsageError(
-            "name a RECIPE (`sparring recipes` lists them), or give a --config that names one"
-        )
+        raise click.UsageError("name a RECIPE (`sparring recipes` lists them), or give a --config that names one")
     return resolve(recipe(name, preset or labels.get("preset")), file, overrides)
 
 

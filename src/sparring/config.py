@@ -36,17 +36,13 @@ class ModelConfig(Section):
     path: str = Field(
         default="arena", description="model folder, run folder or hub id; 'arena' is the tiny model shipped"
     )
-    reference: str | None = Field(
-        default=None, description="frozen reference; empty: the model as it is at the start"
-    )
+    reference: str | None = Field(default=None, description="frozen reference; empty: the model as it is at the start")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="compute precision; masters stay float32; auto: bfloat16 where the hardware has it",
     )
     device: str = Field(default="auto", description="torch device; auto: cuda where there is one, else cpu")
-    attention: str = Field(
-        default="sdpa", description="transformers' attention implementation, on the generic path"
-    )
+    attention: str = Field(default="sdpa", description="transformers' attention implementation, on the generic path")
     engine: Literal["auto", "generic"] = Field(
         default="auto",
         description="auto: the fast path for the Llama and Qwen family; generic: transformers' own forward",
@@ -63,9 +59,7 @@ class ModelConfig(Section):
 class RoleConfig(Section):
     """How one role speaks."""
 
-    prompt: str | None = Field(
-        default=None, description="file with the role's prompt (Jinja); empty: the domain's own"
-    )
+    prompt: str | None = Field(default=None, description="file with the role's prompt (Jinja); empty: the domain's own")
     max_new_tokens: Count = Field(default=256, description="longest completion, tokens")
     temperature: NotNegative = Field(default=1.0, description="sampling temperature; 0 is greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="nucleus share; 1 is off")
@@ -79,27 +73,17 @@ class ChallengeConfig(Section):
         default="adversarial",
         description="for V(q): adversarial is the paper's -V; frontier is highest at `frontier_target`",
     )
-    frontier_target: Share = Field(
-        default=0.5, description="share solved that the frontier payoff likes best"
-    )
-    invalid_payoff: float = Field(
-        default=0.0, description="payoff of a query that can't be read; it is never answered"
-    )
-    frozen_share: Share = Field(
-        default=0.0, description="share of the queries drawn from the frozen Challenger"
-    )
+    frontier_target: Share = Field(default=0.5, description="share solved that the frontier payoff likes best")
+    invalid_payoff: float = Field(default=0.0, description="payoff of a query that can't be read; it is never answered")
+    frozen_share: Share = Field(default=0.0, description="share of the queries drawn from the frozen Challenger")
     repetition_weight: NotNegative = Field(
         default=0.0, description="penalty of a query equal to all others of its batch"
     )
-    repetition_archive: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="past queries the penalty remembers"
-    )
+    repetition_archive: Annotated[int, Field(ge=0)] = Field(default=0, description="past queries the penalty remembers")
     compare_by_task: bool = Field(
         default=False, description="centre the Challenger's payoffs within a task, not the batch"
     )
-    tasks: str | None = Field(
-        default=None, description="YAML file of (task, template) pairs; empty: the domain's own"
-    )
+    tasks: str | None = Field(default=None, description="YAML file of (task, template) pairs; empty: the domain's own")
 
 
 class QualityConfig(Section):
@@ -110,9 +94,7 @@ class QualityConfig(Section):
         description="reference: the frozen model grades, as in the paper; program: the domain's own rubric",
     )
     weight: NotNegative = Field(default=1.0, description="what R_Q is multiplied by against R")
-    samples: Count = Field(
-        default=1, description="grades averaged an exchange (with grader.temperature above 0)"
-    )
+    samples: Count = Field(default=1, description="grades averaged an exchange (with grader.temperature above 0)")
 
 
 class GameConfig(Section):
@@ -122,9 +104,7 @@ class GameConfig(Section):
     domain: Literal["arena", "text"] = Field(
         default="arena", description="arena: the toy language; text: natural language"
     )
-    custom: str | None = Field(
-        default=None, description="kind custom: package.module:function or file.py:function"
-    )
+    custom: str | None = Field(default=None, description="kind custom: package.module:function or file.py:function")
     options: dict[str, Any] = Field(default_factory=dict, description="kind custom: passed to that function")
     n_queries: Count = Field(default=8, description="N, queries a step")
     n_answers: Count = Field(default=8, description="G, answers a query")
@@ -143,9 +123,7 @@ class GameConfig(Section):
     )
     challenge: ChallengeConfig = Field(default_factory=ChallengeConfig, description="the Challenger's side")
     quality: QualityConfig = Field(default_factory=QualityConfig, description="R_Q (LSP only)")
-    challenger: RoleConfig = Field(
-        default_factory=RoleConfig, description="the Challenger's prompt and sampling"
-    )
+    challenger: RoleConfig = Field(default_factory=RoleConfig, description="the Challenger's prompt and sampling")
     solver: RoleConfig = Field(default_factory=RoleConfig, description="the Solver's prompt and sampling")
     grader: RoleConfig = Field(
         default_factory=lambda: RoleConfig(temperature=0.0), description="the grader's prompt and sampling"
@@ -180,14 +158,11 @@ class LearnerConfig(Section):
     )
     minibatches: Count = Field(default=1, description="optimiser steps a pass over a batch")
     epochs: Count = Field(default=1, description="passes over a batch")
-    clip_low: NotNegative | None = Field(
-        default=None, description="ratio is clipped at 1 - clip_low; null: never"
-    )
-    clip_high: NotNegative | None = Field(
-        default=None, description="ratio is clipped at 1 + clip_high; null: never"
-    )
-    token_budget: Count = Field(
-        default=16_384, description="most padded tokens in one forward pass; lower: less memory"
+    clip_low: NotNegative | None = Field(default=None, description="ratio is clipped at 1 - clip_low; null: never")
+    clip_high: NotNegative | None = Field(default=None, description="ratio is clipped at 1 + clip_high; null: never")
+    token_budget: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="most padded tokens in one forward pass; lower: less memory; 0: 4096 on a CPU, else 16384",
     )
     log_entropy: bool = Field(default=True, description="measure the policy's entropy each step")
 
@@ -234,9 +209,7 @@ class RunConfig(Section):
     game: GameConfig = Field(default_factory=GameConfig, description="the game")
     learner: LearnerConfig = Field(default_factory=LearnerConfig, description="the update")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="held-out evaluation")
-    checkpoint: CheckpointConfig = Field(
-        default_factory=CheckpointConfig, description="checkpoints and turns"
-    )
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="checkpoints and turns")
 
     def to_yaml(self) -> str:
         """Every setting, resolved, in the order of this page."""

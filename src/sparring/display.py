@@ -117,9 +117,7 @@ class Display:
         clock: seconds, monotonic.
     """
 
-    def __init__(
-        self, console: Console, title: str, folder: Path, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, console: Console, title: str, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self.title = console, title
         self.training = False  # whether the first step was reached
         self.step = self.steps = 0
@@ -166,9 +164,7 @@ class Display:
 class LiveDisplay(Display):
     """A block that is redrawn in place."""
 
-    def __init__(
-        self, console: Console, title: str, folder: Path, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, console: Console, title: str, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console, title, folder, clock)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -228,9 +224,7 @@ def _side_by_side(fields: Fields) -> Text:
 class PlainDisplay(Display):
     """One line now and then, for logs."""
 
-    def __init__(
-        self, console: Console, title: str, folder: Path, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, console: Console, title: str, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console, title, folder, clock)
         self._began = self._sampled = clock()
         self._first_step = self._line_step = 0

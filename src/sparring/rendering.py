@@ -29,6 +29,7 @@ class Renderer:
         self.template_kwargs = dict(template_kwargs or {})
         # Games ask the same prompts again and again (the Challenger's above all).
         self._encode = lru_cache(maxsize=4096)(self._encode_uncached)
+        self._decode = lru_cache(maxsize=4096)(self._decode_uncached)
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Prompt ids up to where the model speaks."""
@@ -36,6 +37,9 @@ class Renderer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """A completion's text without special tokens."""
+        return self._decode(tuple(ids))
+
+    def _decode_uncached(self, ids: tuple[int, ...]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _encode_uncached(self, messages: str) -> tuple[int, ...]:

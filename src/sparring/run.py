@@ -20,6 +20,7 @@ from sparring.build import (
     build_learner,
     build_models,
     build_sampler,
+    default_token_budget,
     domain_named,
     learning_rate,
     locate,
@@ -31,6 +32,7 @@ from sparring.evaluation.comparison import Evaluation
 from sparring.evaluation.heldout import HeldOut
 from sparring.games.base import Game
 from sparring.lm.load import resolve_dtype
+from sparring.paths import anchored
 from sparring.rewards.base import Reward
 from sparring.runfolder import RunFolder, write_json_atomic
 from sparring.sampling.local import LocalSampler
@@ -47,7 +49,7 @@ def train(
 
     game: one of your own in place of the configuration's.
     """
-    config = _resolved(config)
+    config = anchored(_resolved(config))
     with RunFolder(out).create(config.to_yaml(), lineage(config, game)) as folder:
         observer = observer or Silent()
         try:
@@ -86,9 +88,7 @@ def evaluate(
     seed = config.evaluation.seed if seed is None else seed
     test = held_out(config, seed, n or config.evaluation.final_n)
     if test is None:
-        raise ValueError(
-            f"the {config.game.domain} domain has no held-out test with a verifier: nothing to compare on"
-        )
+        raise ValueError(f"the {config.game.domain} domain has no held-out test with a verifier: nothing to compare on")
     scores = []
     for path in (base, model):
         models = build_models(_solver_only(config, path), trainable=False)
@@ -144,10 +144,13 @@ def _require_same_game(folder: RunFolder, game: Game | None) -> None:
 
 def _resolved(config: RunConfig) -> RunConfig:
     """With what `auto` and 0 stand for here: a resumed run must compute as it began, to the bit."""
-    dtype = resolve_dtype(config.model.dtype, resolve_device(config.model.device))
+    device = resolve_device(config.model.device)
+    dtype = resolve_dtype(config.model.dtype, device)
+    budget = config.learner.token_budget or default_token_budget(device)
     return config.model_copy(
         update={
             "threads": config.threads or torch.get_num_threads(),
+            "learner": config.learner.model_copy(update={"token_budget": budget}),
             "model": config.model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")}),
         }
     )

@@ -202,9 +202,7 @@ class RunFolder:
             raise _write_error(self.path / ".lock", error) from error
         started = datetime.now(UTC).isoformat(timespec="seconds")
         try:
-            write_json_atomic(
-                self._holder, {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-            )
+            write_json_atomic(self._holder, {"pid": os.getpid(), "host": socket.gethostname(), "started": started})
         except BaseException:
             self._lock.release()
             raise
@@ -228,9 +226,7 @@ class RunFolder:
             raise RunFolderError(f"a metrics record needs an integer 'step'; got {record.get('step')!r}")
         for key, value in record.items():
             if not isinstance(value, float | int | str | None):
-                raise RunFolderError(
-                    f"metric {key!r} must be a number, text or None, not {type(value).__name__}"
-                )
+                raise RunFolderError(f"metric {key!r} must be a number, text or None, not {type(value).__name__}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise RunFolderError(f"metric {key!r} is {value} at step {record['step']}: it must be finite")
         line = (json.dumps(dict(record), ensure_ascii=False) + "\n").encode()
@@ -334,9 +330,7 @@ class RunFolder:
                 table = pq.ParquetFile(path).read()
             except (OSError, pa.ArrowException) as error:
                 raise RunFolderError(f"turns of step {step} cannot be read from {path}: {error}") from error
-            decode = [
-                field.name for field in table.schema if (field.metadata or {}).get(b"sparring") == b"json"
-            ]
+            decode = [field.name for field in table.schema if (field.metadata or {}).get(b"sparring") == b"json"]
             for row in table.to_pylist():
                 rows.append(row | {name: json.loads(row[name]) for name in decode if row[name] is not None})
         return rows

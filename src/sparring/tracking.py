@@ -78,9 +78,7 @@ class WandbTracker:
     """Weights & Biases; its own environment variables (WANDB_MODE, WANDB_ENTITY) apply."""
 
     def __init__(self, run_name: str, folder: Path, config: Mapping[str, Any]) -> None:
-        self._run = _load("wandb", "wandb").init(
-            project=PROJECT, name=run_name, dir=str(folder), config=dict(config)
-        )
+        self._run = _load("wandb", "wandb").init(project=PROJECT, name=run_name, dir=str(folder), config=dict(config))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)

@@ -50,9 +50,7 @@ class Observer(Protocol):
 
     def started(self, step: int, steps: int) -> None: ...
 
-    def stepped(
-        self, step: int, metrics: Mapping[str, float], turns: Sequence[Turn], payoffs: Payoffs
-    ) -> None: ...
+    def stepped(self, step: int, metrics: Mapping[str, float], turns: Sequence[Turn], payoffs: Payoffs) -> None: ...
 
     def said(self, message: str) -> None: ...
 
@@ -63,9 +61,7 @@ class Silent:
     def started(self, step: int, steps: int) -> None:
         """Nothing."""
 
-    def stepped(
-        self, step: int, metrics: Mapping[str, float], turns: Sequence[Turn], payoffs: Payoffs
-    ) -> None:
+    def stepped(self, step: int, metrics: Mapping[str, float], turns: Sequence[Turn], payoffs: Payoffs) -> None:
         """Nothing."""
 
     def said(self, message: str) -> None:
@@ -228,9 +224,7 @@ class Trainer:
     def _keep(self, step: int, game: dict[str, Any]) -> None:
         """The next step's play failed (a reward raised, say): save first what was learned up to `step`."""
         if not self._finite():
-            raise DivergedError(
-                f"after step {step} the model's parameters are NaN or infinite; {self._remedy()}", []
-            )
+            raise DivergedError(f"after step {step} the model's parameters are NaN or infinite; {self._remedy()}", [])
         if step <= max(0, self._saved):
             return
         try:

@@ -53,9 +53,7 @@ def complete(
     written: list[list[str]] = [[] for _ in texts]
     for at in range(0, len(order), max(ROWS // n, 1)):
         rows = order[at : at + max(ROWS // n, 1)]
-        batch = tokenizer(
-            [texts[i] for i in rows], return_tensors="pt", padding=True, return_token_type_ids=False
-        )
+        batch = tokenizer([texts[i] for i in rows], return_tensors="pt", padding=True, return_token_type_ids=False)
         sampling: dict[str, Any] = {"do_sample": True, "top_k": 0, "num_return_sequences": n}
         ids_BT = cast(Any, model).generate(
             **batch, max_new_tokens=MAX_NEW_TOKENS, **(sampling if seed is not None else {"do_sample": False})
@@ -93,9 +91,7 @@ def solver_measures(
     right_NG = np.array(
         [
             [verify(render_query(query), given) for given in answers]
-            for query, answers in zip(
-                some, complete(model, tokenizer, prompts[:n_sampled], 16, seed=seed), strict=True
-            )
+            for query, answers in zip(some, complete(model, tokenizer, prompts[:n_sampled], 16, seed=seed), strict=True)
         ]
     ).reshape(len(some), 16)
     cuts: dict[str, Callable[[Query], Any]] = {
@@ -121,9 +117,7 @@ def solver_measures(
     }
 
 
-def role_measures(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int, n: int
-) -> dict[str, Any]:
+def role_measures(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int, n: int) -> dict[str, Any]:
     """The Challenger at temperature 1, n queries a task, and the greedy grader on sampled answers to them."""
     asked = complete(model, tokenizer, [challenger_prompt(*pair) for pair in TASKS], n, seed=seed)
     texts = [text for row in asked for text in row]
@@ -134,9 +128,7 @@ def role_measures(
     grades = [row[0] for row in complete(model, tokenizer, prompts, seed=None)]
     truth = [score(text, given) for text, given in zip(texts, answers, strict=True)]
     agreed = [
-        np.mean(
-            [a == b for a, b in zip(grade[: len(points)].ljust(len(points)), map(str, points), strict=True)]
-        )
+        np.mean([a == b for a, b in zip(grade[: len(points)].ljust(len(points)), map(str, points), strict=True)])
         for grade, points in zip(grades, truth, strict=True)
     ]
     exact = [grade == render_grade(points) for grade, points in zip(grades, truth, strict=True)]

@@ -120,9 +120,7 @@ class Evaluation:
         subsets = _object(data.get("subsets", {}), "subsets")
         return cls(
             overall=_comparison_from(data.get("overall"), "overall"),
-            subsets={
-                str(name): _comparison_from(entry, f"subsets.{name}") for name, entry in subsets.items()
-            },
+            subsets={str(name): _comparison_from(entry, f"subsets.{name}") for name, entry in subsets.items()},
         )
 
     def rows(self) -> Iterator[tuple[tuple[str, ...], Comparison]]:
@@ -198,9 +196,7 @@ def _check(outcome: Outcome, seen: set[str]) -> None:
             raise ValueError(f"item {outcome.item_id!r}: {name} is {score}; leave out items without a score")
     for part in outcome.subset:
         if not part or "/" in part:
-            raise ValueError(
-                f"item {outcome.item_id!r}: subset name {part!r} must be non-empty and free of '/'"
-            )
+            raise ValueError(f"item {outcome.item_id!r}: subset name {part!r} must be non-empty and free of '/'")
 
 
 def _comparison_json(comparison: Comparison) -> dict[str, Any]:

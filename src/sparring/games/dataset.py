@@ -48,9 +48,7 @@ class Dataset(Game):
         """R(q, a); an answer that the reward can't score goes unpaid."""
         answers = of_role(turns, self.solver)
         rewards = self.reward([str(a.prompt.info["query_text"]) for a in answers], answers)
-        return {
-            a: Payoff(r, {"reward": r}) for a, r in zip(answers, rewards, strict=True) if r is not None
-        }
+        return {a: Payoff(r, {"reward": r}) for a, r in zip(answers, rewards, strict=True) if r is not None}
 
     def siblings(self, turn: Turn) -> object:
         """Answers to one drawn prompt (by identity: a prompt drawn twice is two groups)."""

@@ -46,9 +46,7 @@ def _filtered(logp_BV: Tensor, params: SamplingParams) -> Tensor:
     if params.top_p < 1:
         p_BV, order_BV = torch.softmax(logp_BV, -1).sort(dim=-1, descending=True, stable=True)
         before_BV = p_BV.cumsum(-1) - p_BV
-        outside_BV = torch.zeros_like(logp_BV, dtype=torch.bool).scatter_(
-            1, order_BV, before_BV >= params.top_p
-        )
+        outside_BV = torch.zeros_like(logp_BV, dtype=torch.bool).scatter_(1, order_BV, before_BV >= params.top_p)
         logp_BV = logp_BV.masked_fill(outside_BV, -torch.inf)
     return logp_BV
 

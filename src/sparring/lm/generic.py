@@ -64,9 +64,7 @@ class GenericLM:
         """n completions of every prompt; see `LanguageModel.generate`."""
         total, steps = len(prompts) * n, params.max_new_tokens
         if any(token >= self._vocabulary for token in params.banned_ids):
-            raise ValueError(
-                f"banned_ids {params.banned_ids} go beyond the {self._vocabulary} tokens of the model"
-            )
+            raise ValueError(f"banned_ids {params.banned_ids} go beyond the {self._vocabulary} tokens of the model")
         draws_RT: Tensor | None = None
         if params.temperature > 0:
             if uniforms.shape != (total, steps):
@@ -118,9 +116,7 @@ class GenericLM:
         length_R = torch.zeros(len(rows_R), dtype=torch.long, device=device)
         stop = torch.tensor(params.stop_ids, dtype=torch.long, device=device)
         for t in range(steps):
-            chosen_A, logprobs_A = choose(
-                logits_AV, params, None if draws_RT is None else draws_RT[alive_A, t]
-            )
+            chosen_A, logprobs_A = choose(logits_AV, params, None if draws_RT is None else draws_RT[alive_A, t])
             chosen_RT[alive_A, t], logprobs_RT[alive_A, t] = chosen_A, logprobs_A
             length_R[alive_A] = t + 1
             keep = (~torch.isin(chosen_A, stop)).nonzero().squeeze(1)
@@ -128,17 +124,13 @@ class GenericLM:
                 break
             if len(keep) < len(alive_A):
                 cache.reorder_cache(cast(torch.LongTensor, keep))
-                alive_A, chosen_A, mask_AT, position_A = (
-                    x[keep] for x in (alive_A, chosen_A, mask_AT, position_A)
-                )
+                alive_A, chosen_A, mask_AT, position_A = (x[keep] for x in (alive_A, chosen_A, mask_AT, position_A))
             mask_AT = torch.cat([mask_AT, mask_AT.new_ones(len(alive_A), 1)], 1)
             logits_AV, cache = self._step(chosen_A.unsqueeze(1), mask_AT, position_A.unsqueeze(1), cache)
             position_A = position_A + 1
         return _completions(rows_R, chosen_RT, logprobs_RT, length_R, params.stop_ids)
 
-    def _step(
-        self, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: Cache | None
-    ) -> tuple[Tensor, Cache]:
+    def _step(self, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
         """Logits at the last token [B, V], and the cache with these tokens added."""
         extra: dict[str, Any] = {"position_ids": positions_BT, "logits_to_keep": 1}
         out = self._module(

@@ -57,9 +57,7 @@ class Cache:
         slots = len(self.suffix_mask)
         if slot >= slots:
             in_all = self.prefix_mask.shape[-1] + slots
-            self.cast(
-                torch.float32 if in_all <= FP32_SLOTS and self.prefix_mask.device.type == "cpu" else dtype
-            )
+            self.cast(torch.float32 if in_all <= FP32_SLOTS and self.prefix_mask.device.type == "cpu" else dtype)
             more = min(max(GROWTH, slots // 4), limit - slots)
             self.suffix = [fn.pad(x, (0, 0, 0, more)) for x in self.suffix]
             self.suffix_mask = fn.pad(self.suffix_mask, (0, more), value=float("-inf"))
@@ -167,9 +165,7 @@ class Written:
     def completions(self) -> list[Completion]:
         """One per row."""
         return [
-            Completion(
-                tuple(ids[:length].tolist()), logprobs[:length].copy(), "stop" if stopped else "length"
-            )
+            Completion(tuple(ids[:length].tolist()), logprobs[:length].copy(), "stop" if stopped else "length")
             for ids, logprobs, length, stopped in zip(
                 self.ids_BT, self.logprobs_BT, self.lengths_B, self.stopped_B, strict=True
             )
@@ -224,9 +220,7 @@ def _decode(model: FastLlama, cache: Cache, tokens_B: Tensor, positions_B: Tenso
     """Logits [B, V] after these tokens, which enter the cache at `slot`."""
     geometry = model.geometry
     b, k, d = len(tokens_B), geometry.kv_heads, geometry.head_dim
-    rope = tuple(
-        table.index_select(0, positions_B)[:, None] for table in model.rope(int(positions_B.max()) + 1)
-    )
+    rope = tuple(table.index_select(0, positions_B)[:, None] for table in model.rope(int(positions_B.max()) + 1))
     h_BD = fn.embedding(tokens_B, model.embedding)
     for i, layer in enumerate(model.layers):
         heads = project_qkv(h_BD, layer, geometry).view(b, geometry.packed_heads, d)
@@ -250,14 +244,10 @@ def _attend(query: Tensor, cache: Cache, i: int, geometry: Geometry) -> Tensor:
     prefix_keys, prefix_values, (keys, values) = cache.prefix_keys[i], cache.prefix_values[i], cache.suffix[i]
     groups, p, _ = prefix_keys.shape
     to_prompts = query if cache.pad is None else query.index_select(1, cache.pad)
-    s_prefix = torch.baddbmm(
-        cache.prefix_mask, to_prompts.view(groups, -1, d), prefix_keys.mT, alpha=geometry.scale
-    )
+    s_prefix = torch.baddbmm(cache.prefix_mask, to_prompts.view(groups, -1, d), prefix_keys.mT, alpha=geometry.scale)
     if cache.place is not None:
         s_prefix = s_prefix.view(k, -1, r * p).index_select(1, cache.place)
-    s_own = torch.baddbmm(
-        cache.suffix_mask, query.view(k * b, r, d), keys.view(k * b, -1, d).mT, alpha=geometry.scale
-    )
+    s_own = torch.baddbmm(cache.suffix_mask, query.view(k * b, r, d), keys.view(k * b, -1, d).mT, alpha=geometry.scale)
     weights = torch.softmax(torch.cat((s_prefix.view(k * b, r, p), s_own), -1), -1)
     w_prefix = weights[:, :, :p]
     if cache.pad is not None:

@@ -240,9 +240,7 @@ def _attend_by_group(rows: Tensor, layout: Layout, geometry: Geometry) -> Tensor
         length = layout.prompt_lengths[i]
         q = q_a.view(n, k, g, r, t, d)[i].transpose(0, 1).reshape(g, h, t, d)
         keys, values = (
-            torch.cat(
-                (prefix[i, :, :length].expand(g, -1, -1, -1), own.view(n, k, g, t, d)[i].transpose(0, 1)), 2
-            )
+            torch.cat((prefix[i, :, :length].expand(g, -1, -1, -1), own.view(n, k, g, t, d)[i].transpose(0, 1)), 2)
             for prefix, own in ((k_p, k_a), (v_p, v_a))
         )
         mask = fn.pad(layout.answer_mask[:t], (length, 0))

@@ -35,9 +35,7 @@ def filter_logprobs(logprobs_BV: Tensor, params: SamplingParams, banned_V: Tenso
     if params.top_p < 1:
         ordered_BV, order_BV = torch.softmax(logprobs_BV, -1).sort(descending=True, stable=True)
         before_BV = ordered_BV.cumsum(-1) - ordered_BV
-        drop_BV = torch.empty_like(order_BV, dtype=torch.bool).scatter_(
-            1, order_BV, before_BV >= params.top_p
-        )
+        drop_BV = torch.empty_like(order_BV, dtype=torch.bool).scatter_(1, order_BV, before_BV >= params.top_p)
         logprobs_BV = logprobs_BV.masked_fill(drop_BV, floor)
     return logprobs_BV
 

@@ -91,8 +91,7 @@ def forward(
     weights = n * geometry.heads * (p * p + g * t * (p + t))
     keep = weights * (geometry.layers if torch.is_grad_enabled() else 1) <= KEPT_WEIGHTS
     rope = tuple(
-        table.index_select(0, packed.positions_T)[:, None]
-        for table in model.rope(int(packed.positions_T.max()) + 1)
+        table.index_select(0, packed.positions_T)[:, None] for table in model.rope(int(packed.positions_T.max()) + 1)
     )
     h_TD = fn.embedding(packed.ids_T, model.embedding, geometry.padding_idx)
     for i, layer in enumerate(model.layers):

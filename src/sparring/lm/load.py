@@ -59,9 +59,7 @@ def load_model(
             output_loading_info=True,
         )
     except (SafetensorError, OSError) as error:
-        raise LoadError(
-            f"{folder}: the weights can't be read ({error}); copy or download them again"
-        ) from error
+        raise LoadError(f"{folder}: the weights can't be read ({error}); copy or download them again") from error
     model, info = loaded
     _check_weights_match(folder, info)
     _keep_generation_config_savable(model)
@@ -79,9 +77,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise LoadError(
-            f"{folder}: no tokenizer could be loaded ({error}); save one beside the model"
-        ) from error
+        raise LoadError(f"{folder}: no tokenizer could be loaded ({error}); save one beside the model") from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:
@@ -167,9 +163,7 @@ def _folder(path_or_id: str | Path, revision: str | None, patterns: list[str]) -
     if isinstance(path_or_id, Path) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path_or_id):
         raise LoadError(f"{path}: no such folder; give the folder of a saved model or a hub id (owner/name)")
     try:
-        return Path(
-            snapshot_download(path_or_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
-        )
+        return Path(snapshot_download(path_or_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except (OSError, ValueError) as error:
         raise LoadError(
             f"{path_or_id}: neither a folder here nor fetched from the hub ({error}); check the spelling, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparring.config import ChallengeConfig, RunConfig
+from sparring.config import ChallengeConfig, QualityConfig, RunConfig
 from sparring.recipes.common import arena_run, paper_run, pick
 
 
@@ -12,10 +12,11 @@ def lsp(preset: str = "arena") -> RunConfig:
     Presets:
         arena: the demo's. Departs from the paper where longer runs on the arena went wrong (docs/experiments.md):
             the Challenger is paid for queries near half solved instead of -V, and half of the queries come from the
-            frozen Challenger, so that easy queries stay in practice. R_Q comes from the frozen start itself, as in the
-            paper; it agrees with the rubric by program in 96 % of exchanges (arena/model/arena.json), which is the
-            cheaper setting, about a quarter off a step: game.quality.source=program.
-        arena-paper: the paper's game (-V + V_Q, every query by the trained Challenger) at the arena's scale.
+            frozen Challenger, so that easy queries stay in practice. R_Q comes from the rubric by program: the
+            frozen start, asked for it, gives the same total in 97 % of exchanges (arena/model/arena.json), and asking
+            it takes about a quarter of a step. game.quality.source=reference asks it.
+        arena-paper: the paper's game (-V + V_Q, every query by the trained Challenger, R_Q from the frozen start
+            itself) at the arena's scale.
         paper: the paper's game and settings on Llama-3.2-3B-Instruct. From the paper: N = 8, beta = 0.05, lr 3e-6,
             payoffs, mean-centred advantages, no clipping. Ours, where it says nothing: G = 8, alpha = 1, k3 as the
             KL's estimator in the loss, completions of 256 tokens, constant learning rate, greedy grading, 500 steps.
@@ -25,6 +26,7 @@ def lsp(preset: str = "arena") -> RunConfig:
             steps=300,
             kind="lsp",
             challenge=ChallengeConfig(payoff="frontier", frozen_share=0.5),
+            quality=QualityConfig(source="program"),
         ),
         "arena-paper": arena_run(steps=300, kind="lsp"),
         "paper": paper_run(3e-6, kind="lsp"),

@@ -75,9 +75,7 @@ class Panel:
         text = text[text.index("<svg") :]
         # Ids are unique in the page, not in a drawing; the page sets the size, the viewBox keeps the shape.
         text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{self.name}-", text)
-        text = re.sub(
-            r"^<svg\b[^>]*", lambda tag: re.sub(r' (?:width|height)="[^"]*"', "", tag.group()), text
-        )
+        text = re.sub(r"^<svg\b[^>]*", lambda tag: re.sub(r' (?:width|height)="[^"]*"', "", tag.group()), text)
         return re.sub("#[0-9a-f]{6}", lambda found: _variable(found.group()), text)
 
     def png(self) -> bytes:
@@ -113,9 +111,7 @@ def curves(
         if len(steps_P) > 12:
             axes.plot(steps_P, values_P, color=colour, linewidth=0.8, alpha=0.3)
         marker = "o" if len(steps_P) == 1 else None
-        axes.plot(
-            steps_P, _running_mean(values_P), color=colour, linewidth=1.8, marker=marker, label=label(name)
-        )
+        axes.plot(steps_P, _running_mean(values_P), color=colour, linewidth=1.8, marker=marker, label=label(name))
     if share:
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -143,11 +139,7 @@ def stack(
         for name, key in parts
     }
     ranked = sorted(heights, key=lambda name: -heights[name].sum())
-    kept = (
-        [name for name in heights if name in ranked[: len(COLOURS) - 1]]
-        if len(ranked) > len(COLOURS)
-        else ranked
-    )
+    kept = [name for name in heights if name in ranked[: len(COLOURS) - 1]] if len(ranked) > len(COLOURS) else ranked
     bands = {name: heights[name] for name in heights if name in kept}
     if len(kept) < len(ranked):
         bands["other"] = np.sum([heights[name] for name in ranked if name not in kept], axis=0)
@@ -215,9 +207,7 @@ def _binned(
         return steps_P.astype(float), values_P
     edges = np.linspace(0, len(steps_P), most + 1).astype(int)
     sizes = np.diff(edges)
-    return np.add.reduceat(steps_P.astype(float), edges[:-1]) / sizes, np.add.reduceat(
-        values_P, edges[:-1]
-    ) / sizes
+    return np.add.reduceat(steps_P.astype(float), edges[:-1]) / sizes, np.add.reduceat(values_P, edges[:-1]) / sizes
 
 
 def _running_mean(values_P: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -172,9 +172,7 @@ def _health(run: Run) -> Iterable[Panel | None]:
 
 def _time(run: Run) -> Iterable[Panel | None]:
     phases = [(key.removeprefix("seconds/"), key) for key in run.keys("seconds/") if key != "seconds/step"]
-    yield stack(
-        run, ("Time", "seconds", "Seconds a step, by phase", "Where the time of a step goes."), phases
-    )
+    yield stack(run, ("Time", "seconds", "Seconds a step, by phase", "Where the time of a step goes."), phases)
     yield curves(
         run,
         ("Time", "throughput", "Tokens a second", "As the trainer counts them, over the whole step."),
@@ -196,9 +194,7 @@ def _win_rates(evaluation: Evaluation) -> Panel:
         rates, lows, highs = np.array([(row.win_rate, *row.ci95) for row in shown]).T
         colour = ENTITY.get(top, COLOURS[(lane + 2) % len(COLOURS)] if top else COLOURS[0])
         spread = [np.maximum(rates - lows, 0), np.maximum(highs - rates, 0)]
-        axes.errorbar(
-            rates, places, xerr=spread, fmt="o", color=colour, markersize=4, linewidth=1.6, label=label(top)
-        )
+        axes.errorbar(rates, places, xerr=spread, fmt="o", color=colour, markersize=4, linewidth=1.6, label=label(top))
     axes.axvline(0.5, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(names)), [label(name) for name in names], color=INK)
     axes.set_ylim(len(names) - 0.4, -0.6)

@@ -123,9 +123,7 @@ def tiles(run: Run) -> list[Tile]:
 
 
 def _accuracy_tile(name: str, row: Comparison) -> Tile:
-    return Tile(
-        f"Accuracy, {name}", _percent(row.accuracy), f"base {_percent(row.base_accuracy)}, n = {row.n}"
-    )
+    return Tile(f"Accuracy, {name}", _percent(row.accuracy), f"base {_percent(row.base_accuracy)}, n = {row.n}")
 
 
 def _sections(drawn: list[Panel]) -> list[tuple[str, list[tuple[Panel, Markup]]]]:

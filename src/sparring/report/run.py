@@ -45,16 +45,12 @@ class Run:
     def series(self, key: str) -> Series:
         """(steps [P], values [P]) of the steps that have a finite number under `key`; both may be empty."""
         points = [(row["step"], row[key]) for row in self.rows if is_number(row.get(key))]
-        return np.array([step for step, _ in points], dtype=np.int64), np.array(
-            [value for _, value in points]
-        )
+        return np.array([step for step, _ in points], dtype=np.int64), np.array([value for _, value in points])
 
     def keys(self, prefix: str) -> list[str]:
         """The metrics under `prefix` (such as "kl/") that have a number, in the order written."""
         return list(
-            dict.fromkeys(
-                key for row in self.rows for key in row if key.startswith(prefix) and is_number(row[key])
-            )
+            dict.fromkeys(key for row in self.rows for key in row if key.startswith(prefix) and is_number(row[key]))
         )
 
     def ends(self, key: str) -> tuple[float, float] | None:

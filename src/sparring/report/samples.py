@@ -69,9 +69,7 @@ def sample_moments(folder: Path) -> tuple[tuple[Moment, ...], list[str]]:
             notes.append(f"turns/{file.name} could not be read: {str(error).splitlines()[0]}")
     if not steps:
         return (), notes
-    chosen = dict(
-        zip(sorted({0, len(steps) // 2, len(steps) - 1}), ("early", "middle", "late"), strict=False)
-    )
+    chosen = dict(zip(sorted({0, len(steps) // 2, len(steps) - 1}), ("early", "middle", "late"), strict=False))
     if len(chosen) == 2:
         chosen[len(steps) - 1] = "late"
     return tuple(Moment(when, steps[i][0], _threads(steps[i][1])) for i, when in chosen.items()), notes
@@ -105,9 +103,7 @@ def _threads(rows: list[dict[str, Any]]) -> tuple[Thread, ...]:
     by_prompt: dict[Any, list[dict[str, Any]]] = {}
     for row in roots:
         by_prompt.setdefault(row.get("prompt"), []).append(row)
-    return tuple(Thread(_shown(prompt), None, *_answers(group)) for prompt, group in by_prompt.items())[
-        :THREADS
-    ]
+    return tuple(Thread(_shown(prompt), None, *_answers(group)) for prompt, group in by_prompt.items())[:THREADS]
 
 
 def _parent(row: dict[str, Any]) -> int:
@@ -129,9 +125,7 @@ def _view(row: dict[str, Any]) -> TurnView:
         finish=_shown(row.get("finish")),
         tokens=row.get("completion_tokens"),
         payoff=row.get("payoff"),
-        parts=tuple(
-            (_shown(name), value if isinstance(value, int | float) else None) for name, value in parts.items()
-        ),
+        parts=tuple((_shown(name), value if isinstance(value, int | float) else None) for name, value in parts.items()),
         advantage=row.get("advantage"),
         trained=row.get("trained") is not False,
         info=_shown(info, LONGEST_INFO),

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Reward:
         try:
             scores = self._call(queries, answers)
             if inspect.isawaitable(scores):
-                scores = asyncio.run(_await(scores))
+                scores = _wait_for(scores)
         except Exception as error:
             raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}") from error
         return self._checked(scores, answers)
@@ -137,6 +138,16 @@ def load_object(target: str, setting: str) -> Any:
         public = ", ".join(sorted(n for n in vars(module) if not n.startswith("_")))
         raise ValueError(f"{setting}: {source} has no {name!r}; it has: {public}")
     return getattr(module, name)
+
+
+def _wait_for(awaitable: Awaitable[Any]) -> Any:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_await(awaitable))
+    # In a notebook this thread's loop is running already: the reward gets a thread, and so a loop, of its own.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, _await(awaitable)).result()
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:

@@ -27,9 +27,7 @@ class Sampler(Protocol):
         """The run's seed."""
         ...
 
-    def sample(
-        self, role: Role, prompts: Sequence[Prompt], n: int = 1, model: ModelName = "policy"
-    ) -> list[Turn]:
+    def sample(self, role: Role, prompts: Sequence[Prompt], n: int = 1, model: ModelName = "policy") -> list[Turn]:
         """n turns for each prompt, prompt by prompt (the turns of prompts[i] are [i * n : (i + 1) * n])."""
         ...
 

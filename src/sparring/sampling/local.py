@@ -14,7 +14,6 @@ from sparring.roles import Role
 from sparring.sampling.seeds import generator
 from sparring.types import ModelName, Prompt, Turn
 
-
 NOTHING = Completion((), np.empty(0, np.float32), "length")
 """The answer to a prompt that leaves no room for one."""
 
@@ -62,9 +61,7 @@ class LocalSampler:
         """The game's own draws at this step."""
         return generator(self.seed, self.step, f"game/{purpose}")
 
-    def sample(
-        self, role: Role, prompts: Sequence[Prompt], n: int = 1, model: ModelName = "policy"
-    ) -> list[Turn]:
+    def sample(self, role: Role, prompts: Sequence[Prompt], n: int = 1, model: ModelName = "policy") -> list[Turn]:
         """See `sampling.base.Sampler.sample`.
 
         A prompt that leaves no room for a completion in the model's context is answered by nothing: an empty turn,

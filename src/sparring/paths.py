@@ -1,0 +1,47 @@
+"""Paths in a configuration: made absolute before a run starts, so that it resumes from any working directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparring.config import RoleConfig, RunConfig
+
+
+def anchored(config: RunConfig) -> RunConfig:
+    """The same configuration with every local path absolute. Hub ids, `arena` and module targets stay as they are."""
+    model, game = config.model, config.game
+    model = model.model_copy(
+        update={
+            "path": _folder(model.path),
+            "reference": _folder(model.reference),
+            "chat_template": _file(model.chat_template),
+        }
+    )
+    game = game.model_copy(
+        update={
+            "custom": _target(game.custom),
+            "reward": _target(game.reward),
+            "prompts": _file(game.prompts),
+            "challenge": game.challenge.model_copy(update={"tasks": _file(game.challenge.tasks)}),
+            **{name: _role(getattr(game, name)) for name in ("challenger", "solver", "grader")},
+        }
+    )
+    return config.model_copy(update={"model": model, "game": game})
+
+
+def _role(role: RoleConfig) -> RoleConfig:
+    return role.model_copy(update={"prompt": _file(role.prompt)})
+
+
+def _folder(path: str | None) -> str | None:
+    # "arena" is the shipped model even where a folder of that name lies about.
+    return path if path is None or path == "arena" or not Path(path).is_dir() else str(Path(path).absolute())
+
+
+def _file(path: str | None) -> str | None:
+    return path if path is None or not Path(path).is_file() else str(Path(path).absolute())
+
+
+def _target(target: str | None) -> str | None:
+    source, _, name = (target or "").rpartition(":")
+    return f"{Path(source).absolute()}:{name}" if source.endswith(".py") else target
