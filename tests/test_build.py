@@ -130,3 +130,25 @@ def test_learning_rate_schedules() -> None:
     assert [linear(step) for step in range(1, 5)] == [1, 0.75, 0.5, 0.25]
     cosine = learning_rate(LearnerConfig(lr=1.0, schedule="cosine", warmup_steps=1), 5)
     assert [round(cosine(step), 6) for step in range(1, 6)] == [1, 1, 0.853553, 0.5, 0.146447]
+
+
+def test_a_challenger_prompt_without_room_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tasks.yaml").write_text(f"- {{task: Skip, template: 'skip:{'a' * 100}'}}\n")
+    config = small_run("lsp", f"game.challenge.tasks={tmp_path / 'tasks.yaml'}", "game.challenger.max_new_tokens=30")
+    with pytest.raises(ValueError, match=r"'Skip' has \d+ tokens and game\.challenger\.max_new_tokens is 30.*of 128"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("Answer the query.", "no placeholder {{ query }}"), ("{{ query", "no valid template"), ("{{ query }}", None)],
+)
+def test_a_prompt_file_needs_its_placeholders(tmp_path: Path, text: str, named: str | None) -> None:
+    (tmp_path / "ask.txt").write_text(text)
+    config = small_run("grpo", f"game.solver.prompt={tmp_path / 'ask.txt'}")
+    if named is None:
+        assert build_game(config).roles[0].prompt(query="sort:bead").messages[-1]["content"] == "sort:bead"
+    else:
+        with pytest.raises(ValueError, match=rf"game\.solver\.prompt.*{named}"):
+            build_game(config)

@@ -111,7 +111,9 @@ def test_the_reference_grades_and_unreadable_grades_are_left_out() -> None:
     assert [payoffs[a].total for a in answers] == pytest.approx([1.5, 0.75, 1.0, 1, 1, 1])
     assert [payoffs[a].parts["quality"] for a in answers] == [0.5, None, 1.0, None, None, None]
     assert numbers(answers, advantages)[:3] == pytest.approx([1.5 - 13 / 12, 0.75 - 13 / 12, 1 - 13 / 12])
-    assert [payoffs[q].total for q in queries] == pytest.approx([-1 / 3 + 0.75, -1.0])
+    # A query without a readable grade is paid the others' mean V_Q, ¾: never 0.
+    assert [payoffs[q].total for q in queries] == pytest.approx([-1 / 3 + 0.75, -1.0 + 0.75])
+    assert [payoffs[q].parts["quality"] for q in queries] == [0.75, None]
     assert not any(turn in advantages for turn in of_role(turns, GRADER))
     assert game.metrics(turns, payoffs)["quality/parse_rate"] == pytest.approx(2 / 6)
     with pytest.raises(ValueError, match="grader is the frozen reference"):
@@ -126,6 +128,19 @@ def test_several_grades_an_answer_are_averaged() -> None:
     assert [payoffs[a].parts["quality"] for a in of_role(turns, SOLVER)] == [0.5, 0.25]
     with pytest.raises(ValueError, match="at least 1"):
         ReferenceQuality(GRADER, float, samples=0)
+
+
+def test_an_invalid_query_is_paid_as_the_worst_valid_one_unless_told_otherwise() -> None:
+    replies = {"challenger": ["a", "bad b", "c"], "solver": ["9", "7", "1", "1"]}
+    for game in (
+        LSPZero(**settings(3, 2)),
+        LSP(**settings(3, 2), quality=ProgramQuality(lambda queries, answers: [0.0] * len(answers))),
+    ):
+        turns, payoffs, _ = played(game, replies)
+        assert [payoffs[q].total for q in of_role(turns, CHALLENGER)] == [-8.0, -8.0, -1.0]
+    turns, payoffs, advantages = played(LSPZero(**settings(2, 2)), {"challenger": ["bad", "bad b"], "solver": []})
+    assert [payoffs[q].total for q in turns] == [0.0, 0.0]
+    assert set(advantages.values()) == {0.0}
 
 
 def test_invalid_and_reserved_queries() -> None:
@@ -235,7 +250,7 @@ def test_repetition_is_part_of_the_payoff_and_of_the_state() -> None:
     game = LSPZero(**settings(3, 1, repetition=RepetitionPenalty(1.0, archive=8)))
     turns, payoffs, _ = played(game, {"challenger": ["a", "a", "bad"], "solver": ["1", "0"]})
     first, second, bad = of_role(turns, CHALLENGER)
-    assert [payoffs[turn].total for turn in (first, second, bad)] == pytest.approx([-1.5, -0.5, 0])
+    assert [payoffs[turn].total for turn in (first, second, bad)] == pytest.approx([-1.5, -0.5, -1.0])
     assert payoffs[first].parts == {"value": -1, "repetition": -0.5}
     assert game.state() == {"repetition": {"past": ["a", "a", "bad"]}}
     other = LSPZero(**settings(3, 1, repetition=RepetitionPenalty(1.0, archive=8)))

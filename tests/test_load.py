@@ -303,3 +303,10 @@ def test_open_lm_takes_the_fast_path_where_it_can():
     assert isinstance(open_lm(gpt2, torch.float32, True), GenericLM)
     with pytest.raises(ValueError, match="quick"):
         open_lm(gpt2, torch.float32, True, path="quick")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_mistyped_local_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LoadError, match="runs/grpo: no such folder"):
+        load_model("runs/grpo")

@@ -84,10 +84,11 @@ def test_a_prompt_without_room_is_answered_by_nothing_and_moves_no_other_draw(mo
     assert ids(tight[:2] + tight[4:]) == ids(free[:2] + free[4:])
 
 
-def test_where_no_prompt_fits_the_setting_is_named(models) -> None:
-    role = solver(40)
-    with pytest.raises(ValueError, match=r"game\.solver\.max_new_tokens is 40, in a context of 30"):
-        sampler(models, context=30).at(1).sample(role, ask(role, "sort:bead"))
+def test_where_no_prompt_fits_all_are_answered_by_nothing(models) -> None:
+    for temperature in (0.0, 1.0):
+        role = solver(40, temperature)
+        turns = sampler(models, context=30).at(1).sample(role, ask(role, "sort:bead"), n=2)
+        assert [(turn.text, turn.info["too_long"]) for turn in turns] == [("", True)] * 2
 
 
 def test_a_reference_that_is_not_held_is_missed_by_name(models) -> None:

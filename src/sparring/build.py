@@ -139,7 +139,7 @@ def build_learner(models: Models, config: RunConfig, game: Game) -> Learner:
 
 
 def learning_rate(config: LearnerConfig, steps: int) -> Callable[[int], float]:
-    """Step (from 1) → learning rate: linear warm-up, then constant, linear or cosine to 0 at the last step."""
+    """Step (from 1) → learning rate: linear warm-up, then constant, or linear or cosine towards 0 after the last."""
 
     def rate(step: int) -> float:
         if step <= config.warmup_steps:
@@ -180,6 +180,24 @@ def build_game(config: RunConfig) -> Game:
     if game.kind == "lsp_zero":
         return LSPZero(**settings)
     return LSP(**settings, quality=_quality(game, domain), quality_weight=game.quality.weight)
+
+
+def require_room(game: Game, models: Models) -> None:
+    """Refuse a game whose every query would be cut off: the Challenger's prompts must fit the model's context.
+
+    Raises:
+        ValueError: one doesn't; it names the task and the settings.
+    """
+    if not isinstance(game, LSPZero) or models.context is None:
+        return
+    for task in game.tasks:
+        asked = game.challenger.prompt(task=task.task, template=task.template)
+        tokens, reply = len(models.renderer.encode(asked.messages)), game.challenger.sampling.max_new_tokens
+        if tokens + reply > models.context:
+            raise ValueError(
+                f"the Challenger's prompt for {task.name!r} has {tokens} tokens and game.challenger.max_new_tokens is "
+                f"{reply}, more than the model's context of {models.context}: shorten one of them"
+            )
 
 
 def domain_named(name: str) -> Domain:
@@ -272,7 +290,7 @@ def _context(model: PreTrainedModel, config: RunConfig) -> int | None:
     Replies become part of later prompts (the grader reads query and answer), so they must fit one context together:
     better refused here than in the middle of a run.
     """
-    context = getattr(model.config, "max_position_embeddings", None)
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if context is None:
         return None
     game = config.game

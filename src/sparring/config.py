@@ -74,7 +74,9 @@ class ChallengeConfig(Section):
         description="for V(q): adversarial is the paper's -V; frontier is highest at `frontier_target`",
     )
     frontier_target: Share = Field(default=0.5, description="share solved that the frontier payoff likes best")
-    invalid_payoff: float = Field(default=0.0, description="payoff of a query that can't be read; it is never answered")
+    invalid_payoff: float | None = Field(
+        default=None, description="payoff of a query that can't be read (never answered); null: the worst valid one's"
+    )
     frozen_share: Share = Field(default=0.0, description="share of the queries drawn from the frozen Challenger")
     repetition_weight: NotNegative = Field(
         default=0.0, description="penalty of a query equal to all others of its batch"

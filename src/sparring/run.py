@@ -24,6 +24,7 @@ from sparring.build import (
     domain_named,
     learning_rate,
     locate,
+    require_room,
     resolve_device,
     solver_role,
 )
@@ -174,6 +175,7 @@ def assemble(
     observer.said("loading")
     game = game or build_game(config)
     models = build_models(config)
+    require_room(game, models)
     sampler = build_sampler(models, config.seed)
     watched = held_out(config, DEVELOPMENT_SEED, config.evaluation.n)
     trainer = Trainer(

@@ -57,8 +57,8 @@ class Dataset(Game):
     def metrics(self, turns: Sequence[Turn], payoffs: Payoffs) -> dict[str, float]:
         """Every game's, with V and the lengths under the names that LSP uses."""
         figures = super().metrics(turns, payoffs)
-        if f"payoff/{self.solver.name}" in figures:
-            figures["game/V"] = figures[f"payoff/{self.solver.name}"]
+        if f"payoff/{self.solver.name}/reward" in figures:
+            figures["game/V"] = figures[f"payoff/{self.solver.name}/reward"]
         if f"dead_groups/{self.solver.name}" in figures:
             figures["game/dead_groups"] = figures[f"dead_groups/{self.solver.name}"]
         figures["game/query_length"] = float(np.mean([len(turn.prompt_ids) for turn in turns]))
@@ -67,5 +67,5 @@ class Dataset(Game):
     def _prompt(self, row: Row) -> Prompt:
         info = {**row.columns, "query_text": row.query}
         if row.messages is not None:
-            return Prompt(row.messages, None, info)
+            return Prompt(row.messages, None, {**info, "conversational": True})
         return self.solver.prompt(query=row.query, info=info)

@@ -43,7 +43,8 @@ class LSPZero(Game):
         reward: R(q, a).
         n_queries, n_answers: N and G.
         payoff: what a valid query is paid for its V.
-        invalid_payoff: what an invalid query is paid (it is never answered). 0 is what a verifier's V = 0 would give.
+        invalid_payoff: what an invalid query is paid (it is never answered); None: as little as the batch's worst valid
+            query. 0 is what the paper's game would pay it under a verifier, which finds every answer wrong: V = 0.
         frozen_share: share of the queries drawn from the frozen Challenger: answered and trained on, but not centred
             with the policy's own.
         compare_by_task: centre the Challenger's payoffs among queries of one task rather than over the batch.
@@ -57,7 +58,7 @@ class LSPZero(Game):
     n_queries: int
     n_answers: int
     payoff: ChallengerPayoff = field(default_factory=Adversarial)
-    invalid_payoff: float = 0.0
+    invalid_payoff: float | None = None
     frozen_share: float = 0.0
     repetition: RepetitionPenalty | None = None
     compare_by_task: bool = False
@@ -86,7 +87,7 @@ class LSPZero(Game):
         answers = children(turns, self.solver)
         value = mean_by_query(reward, answers)  # V(q)
         solver = {a: Payoff(r, {"reward": r}) for a, r in reward.items() if r is not None}
-        return {**solver, **self.pay_challenger(turns, value, {})}
+        return {**solver, **self.pay_challenger(turns, value)}
 
     def score(self, turns: Sequence[Turn]) -> dict[Turn, float | None]:
         """R(q, a) of every answer; None where the reward can't say."""
@@ -95,22 +96,40 @@ class LSPZero(Game):
         return dict(zip(answers, rewards, strict=True))
 
     def pay_challenger(
-        self, turns: Sequence[Turn], value: Mapping[Turn, float | None], quality: Mapping[Turn, float | None]
+        self,
+        turns: Sequence[Turn],
+        value: Mapping[Turn, float | None],
+        quality: Mapping[Turn, float | None] | None = None,
     ) -> dict[Turn, Payoff]:
-        """Policy's queries: payoff(V) + V_Q + repetition; invalid ones: invalid_payoff; reserved ones go unpaid."""
-        asked = [q for q in of_role(turns, self.challenger) if q.model == "policy" and not query_of(q).reserved]
-        parts: dict[Turn, dict[str, float | None]] = {}
-        for turn in asked:
-            v, v_q = value.get(turn), quality.get(turn)
-            if not query_of(turn).answerable:
-                parts[turn] = {"invalid": self.invalid_payoff}
-            elif v is not None:
-                parts[turn] = {"value": self.payoff(v)} | ({} if v_q is None else {"quality": v_q})
-        if self.repetition is not None:
-            penalties = self.repetition([query_of(turn).text for turn in parts])
-            for named, penalty in zip(parts.values(), penalties, strict=True):
-                named["repetition"] = penalty
-        return {turn: Payoff(sum(p for p in named.values() if p is not None), named) for turn, named in parts.items()}
+        """Pay the policy's queries payoff(V) + V_Q + repetition, invalid ones invalid_payoff; reserved ones go unpaid.
+
+        A query whose V_Q can't be read is paid the others' mean of it: neither gain nor loss.
+        """
+        own = [q for q in of_role(turns, self.challenger) if q.model == "policy" and not query_of(q).reserved]
+        paid: dict[Turn, Payoff] = {}
+        for turn in own:
+            v = value.get(turn)
+            if v is not None:
+                paid[turn] = Payoff(0.0).plus("value", self.payoff(v))
+        if quality is not None:
+            known = [q for turn in paid if (q := quality.get(turn)) is not None]
+            typical = sum(known) / len(known) if known else 0.0
+            for turn, payoff in paid.items():
+                v_q = quality.get(turn)
+                total = payoff.total + (typical if v_q is None else v_q)
+                paid[turn] = Payoff(total, {**payoff.parts, "quality": v_q})
+        invalid = self.invalid_payoff
+        if invalid is None:
+            invalid = min((payoff.total for payoff in paid.values()), default=0.0)
+        refused = {turn: Payoff(0.0).plus("invalid", invalid) for turn in own if not query_of(turn).answerable}
+        everything = {turn: payoff for turn in own if (payoff := {**paid, **refused}.get(turn)) is not None}
+        if self.repetition is None:
+            return everything
+        penalties = self.repetition([query_of(turn).text for turn in everything])
+        return {
+            turn: payoff.plus("repetition", penalty)
+            for (turn, payoff), penalty in zip(everything.items(), penalties, strict=True)
+        }
 
     def siblings(self, turn: Turn) -> object:
         """A query among the N (or those of its task); an answer among its query's G."""

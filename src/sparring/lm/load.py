@@ -160,7 +160,9 @@ def _folder(path_or_id: str | Path, revision: str | None, patterns: list[str]) -
     path = Path(path_or_id).expanduser()
     if path.is_dir():
         return path
-    if isinstance(path_or_id, Path) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path_or_id):
+    # A mistyped `runs/grpo` must not be looked for on the hub.
+    here = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
+    if here or isinstance(path_or_id, Path) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path_or_id):
         raise LoadError(f"{path}: no such folder; give the folder of a saved model or a hub id (owner/name)")
     try:
         return Path(snapshot_download(path_or_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))

@@ -3,6 +3,10 @@
 from importlib.resources import files
 from pathlib import Path
 
+from jinja2 import TemplateSyntaxError
+from jinja2.meta import find_undeclared_variables
+from jinja2.sandbox import SandboxedEnvironment
+
 
 def read(name: str) -> str:
     """A shipped prompt by file name, without its ending."""
@@ -19,7 +23,13 @@ def from_file(path: str, setting: str, needs: tuple[str, ...] = ()) -> str:
         text = Path(path).read_text(encoding="utf-8").rstrip("\n")
     except OSError as error:
         raise ValueError(f"{setting}: can't read the prompt file {path}: {error.strerror}") from error
-    missing = [name for name in needs if name not in text]
+    if not needs:
+        return text
+    try:
+        used = find_undeclared_variables(SandboxedEnvironment().parse(text))
+    except TemplateSyntaxError as error:
+        raise ValueError(f"{setting}: {path}, line {error.lineno} is no valid template: {error.message}") from error
+    missing = [name for name in needs if name not in used]
     if missing:
         shown = ", ".join("{{ " + name + " }}" for name in missing)
         raise ValueError(f"{setting}: the prompt file {path} has no placeholder {shown}")

@@ -15,8 +15,8 @@ def lsp(preset: str = "arena") -> RunConfig:
             frozen Challenger, so that easy queries stay in practice. R_Q comes from the rubric by program: the
             frozen start, asked for it, gives the same total in 97 % of exchanges (arena/model/arena.json), and asking
             it takes about a quarter of a step. game.quality.source=reference asks it.
-        arena-paper: the paper's game (-V + V_Q, every query by the trained Challenger, R_Q from the frozen start
-            itself) at the arena's scale.
+        arena-paper: the paper's payoffs (-V + V_Q, every query by the trained Challenger, R_Q from the frozen start
+            itself) with the arena's optimiser.
         paper: the paper's game and settings on Llama-3.2-3B-Instruct. From the paper: N = 8, beta = 0.05, lr 3e-6,
             payoffs, mean-centred advantages, no clipping. Ours, where it says nothing: G = 8, alpha = 1, k3 as the
             KL's estimator in the loss, completions of 256 tokens, constant learning rate, greedy grading, 500 steps.
@@ -25,10 +25,10 @@ def lsp(preset: str = "arena") -> RunConfig:
         "arena": arena_run(
             steps=300,
             kind="lsp",
-            challenge=ChallengeConfig(payoff="frontier", frozen_share=0.5),
+            challenge=ChallengeConfig(payoff="frontier", frozen_share=0.5, invalid_payoff=0.0),
             quality=QualityConfig(source="program"),
         ),
-        "arena-paper": arena_run(steps=300, kind="lsp"),
+        "arena-paper": arena_run(steps=300, kind="lsp", challenge=ChallengeConfig(invalid_payoff=0.0)),
         "paper": paper_run(3e-6, kind="lsp"),
     }
     return pick(presets, preset, "lsp")

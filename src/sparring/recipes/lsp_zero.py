@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparring.config import RunConfig
+from sparring.config import ChallengeConfig, RunConfig
 from sparring.recipes.common import arena_run, paper_run, pick
 
 
@@ -10,11 +10,11 @@ def lsp_zero(preset: str = "arena") -> RunConfig:
     """LSP-Zero: zero-sum; the Challenger is paid -V and nothing else. It drifts into queries nobody can answer.
 
     Presets:
-        arena: the paper's game at the arena's scale; shows the collapse in about 50 steps.
+        arena: the paper's payoffs with the arena's optimiser; shows the collapse in about 50 steps.
         paper: from the paper N = 8, beta = 0.05, lr 3e-6; ours the rest, as in the lsp recipe.
     """
     presets = {
-        "arena": arena_run(steps=300, kind="lsp_zero"),
+        "arena": arena_run(steps=300, kind="lsp_zero", challenge=ChallengeConfig(invalid_payoff=0.0)),
         "paper": paper_run(3e-6, kind="lsp_zero"),
     }
     return pick(presets, preset, "lsp-zero")

@@ -65,7 +65,7 @@ class LocalSampler:
         """See `sampling.base.Sampler.sample`.
 
         A prompt that leaves no room for a completion in the model's context is answered by nothing: an empty turn,
-        cut off at length and noted as `too_long`. Raises ValueError where that is so for every prompt.
+        cut off at length and noted as `too_long`. A reward never sees it.
         """
         if not prompts:
             return []
@@ -75,12 +75,6 @@ class LocalSampler:
         encoded = [self._renderer.encode(prompt.messages) for prompt in prompts]
         params = replace(role.sampling, stop_ids=(*self._stop_ids, *role.sampling.stop_ids))
         fits = [self._fits(ids, role) for ids in encoded]
-        if not any(fits):
-            raise ValueError(
-                f"no prompt of role {role.name!r} fits: the shortest has {min(map(len, encoded))} tokens and "
-                f"game.{role.name}.max_new_tokens is {params.max_new_tokens}, in a context of {self._context}: lower "
-                "max_new_tokens or shorten the prompt"
-            )
         fitting = [ids for ids, fit in zip(encoded, fits, strict=True) if fit]
         if params.temperature == 0:
             completions = self._greedy(language_model, fitting, n, params)
@@ -113,6 +107,8 @@ class LocalSampler:
         return rows
 
     def _batches(self, encoded, n, max_new_tokens) -> list[tuple[int, int]]:
+        if not encoded:
+            return []
         spans, start, used = [], 0, 0
         for index, ids in enumerate(encoded):
             cost = len(ids) + n * max_new_tokens
