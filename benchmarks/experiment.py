@@ -48,7 +48,7 @@ ARMS = (
     Arm("GRPO, then GRPO", "grpo", after="GRPO on data"),
     Arm("GRPO, then LSP", "lsp", after="GRPO on data"),
 )
-LONG = ("GRPO on data", "LSP (paper)", "LSP (default)", "frozen Challenger")
+LONG = ("GRPO on data", "LSP (default)", "frozen Challenger", "LSP (paper)")
 
 
 @dataclass(frozen=True)
@@ -244,8 +244,9 @@ def run_all(every: Sequence[Job], out: Path, workers: int) -> None:
     print(f"{len(todo)} of {len(every)} runs to do", flush=True)
     with ProcessPoolExecutor(workers) as pool:
         for wave in (
-            [job for job in todo if job.arm.after is None],
-            [job for job in todo if job.arm.after is not None],
+            [job for job in todo if not job.arm.long and job.arm.after is None],
+            [job for job in todo if not job.arm.long and job.arm.after is not None],
+            [job for job in todo if job.arm.long],
         ):
             for future in as_completed([pool.submit(run, job, out) for job in wave]):
                 done += 1

@@ -108,6 +108,17 @@ def test_pack_loses_repeats_and_reorders_nothing(examples: list[Example], budget
         assert little_padding or len(batch.groups) == 1 or before_last < budget / 16
 
 
+@settings(deadline=None)
+@given(batches(), st.integers(1, 200))
+def test_pack_counts_a_prompt_that_is_not_shared_for_every_completion(examples: list[Example], budget: int) -> None:
+    packed = pack(examples, budget, shared_prompts=False)
+    assert Counter(e for batch in packed for e in batch.examples) == Counter(examples)
+    for batch in packed:
+        rows = [(group.prompt_ids, ids) for group in batch.groups for ids in group.completions]
+        assert rows == [(e.prompt_ids, e.completion_ids) for e in batch.examples]
+        assert len(rows) == 1 or len(rows) * max(len(p) + len(c) for p, c in rows) <= budget
+
+
 def test_a_large_budget_computes_each_prompt_once() -> None:
     role = Role("solver", "{{ q }}", SamplingParams(8))
     prompts = [role.prompt(q=q) for q in ("first query", "second query")]

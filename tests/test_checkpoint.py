@@ -25,12 +25,11 @@ from sparring.checkpoint import (
     CheckpointError,
     CheckpointWarning,
     clear_leftovers,
-    flatten_optimizer,
     latest_good,
-    restore_optimizer,
     save_checkpoint,
     verify_checkpoint,
 )
+from sparring.optimizer_state import flatten_optimizer, restore_optimizer
 
 # Saves steps 1, 2, ... for ever, each of 8 files; every value is the step.
 SAVER = """

@@ -170,6 +170,9 @@ def test_a_dry_run_repeats_itself(tmp_path: Path, name: str, steps: int, lr: flo
         (2, ["train", "lsp", "--sed", "1"], "No such option"),
         (2, ["train"], "name a RECIPE"),
         (2, ["demo", "--steps", "0"], "--steps"),
+        (2, ["demo", "--seed", "-1"], "--seed"),
+        (2, ["eval", "run", "--seed", "-1"], "--seed"),
+        (1, ["train", "lsp", "seed=-1"], "seed: Input should be greater than or equal to 0"),
         (2, ["recipes", "--preset", "paper"], "needs the recipe's NAME"),
         (1, ["train", "lps"], "did you mean 'lsp'?"),
         (1, ["recipes", "grop"], "did you mean 'grpo'?"),
@@ -199,7 +202,7 @@ def test_debug_gives_the_traceback() -> None:
     [
         ("model.path=/no/such/model", "/no/such/model: no such folder"),
         ("game.solver.max_new_tokens=128", "no room in the model's context of 128 tokens"),
-        ("game.reward=nowhere.py:f", "there is no file nowhere.py"),
+        ("game.reward=nowhere.py:f", f"there is no file {Path('nowhere.py').absolute()}"),
         ("trackers=[tensorbord]", "did you mean 'tensorboard'?"),
     ],
 )
@@ -277,6 +280,36 @@ def test_a_failing_reward_says_how_to_go_on(model: Path, tmp_path: Path) -> None
     assert "returned 7 scores for 8 answers" in text
     assert f"sparring train --resume {out}" in text
     assert RunFolder(out).read_metrics()[-1]["step"] == 2
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_goes_on_from_the_start(model: Path, tmp_path: Path) -> None:
+    reward, out = tmp_path / "score.py", tmp_path / "run"
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "reverse:abc"}\n' * 4)
+    common = (f"game.prompts={prompts}", "game.domain=text", "steps=1")
+    reward.write_text("def score(prompts, completions, **columns):\n    return [float('inf')] * len(completions)\n")
+    text = refused(1, "train", "grpo", "--init", model, "--out", out, "--reward", f"{reward}:score", *SMALL, *common)
+    assert not list((out / "checkpoints").glob("step-*"))
+    assert text.endswith(f"Go on with: sparring train --resume {out}\n")
+    reward.write_text(reward.read_text().replace("float('inf')", "1.0"))
+    result = sparring("train", "--resume", out)
+    assert result.exit_code == 0, result.output
+    assert "The text domain has no held-out test, so the model was not compared with its start." in result.output
+    assert "Base against trained" not in result.output
+
+
+def test_out_of_memory_names_the_settings_that_help(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr("sparring.learner.Learner.update", full)
+    out = tmp_path / "run"
+    text = refused(1, "train", "grpo", "--init", model, "--out", out, *SMALL, "evaluation.every=0")
+    for name in ("learner.token_budget", "model.cache_tokens", "in its config.yaml", f"train --resume {out}"):
+        assert name in text
+    assert "game.n_queries" in text
 
 
 @pytest.mark.parametrize(

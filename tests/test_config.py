@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from sparring.recipes import RECIPES, recipe
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "steps": st.integers(1, 10**6),
-    "seed": st.integers(-(2**40), 2**40),
+    "seed": st.integers(0, 2**40),
     "learner.lr": st.floats(1e-12, 10.0),
     "learner.beta": st.floats(0, 1e3),
     "learner.kl": st.sampled_from(["exact", "k1", "k2", "k3"]),
@@ -65,6 +67,47 @@ def test_numbers_read_as_people_write_them(override: str, key: str, value: Any) 
     assert getattr(resolve(RunConfig(), None, (override,)).learner, key) == value
 
 
+@pytest.mark.parametrize(
+    ("text", "trackers"),
+    [
+        ("wandb", ("wandb",)),
+        ("wandb, tensorboard", ("wandb", "tensorboard")),
+        ("[trackio]", ("trackio",)),
+        ("none", ("none",)),
+        ("[]", ()),
+    ],
+)
+def test_one_tracker_needs_no_list(text: str, trackers: tuple[str, ...]) -> None:
+    assert resolve(RunConfig(), None, (f"trackers={text}",)).trackers == trackers
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps", "xpu", "xpu:1"])
+def test_a_device_is_checked_by_its_form_alone(device: str) -> None:
+    assert resolve(RunConfig(), None, (f"model.device={device}",)).model.device == device
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("learner.clip_low=0.2", "learner.clip_high=0.3", "learner.minibatches=2"),
+        ("learner.clip_high=0.3", "learner.epochs=2"),
+        ("game.quality.samples=4", "game.grader.temperature=0.7"),
+    ],
+)
+def test_settings_that_do_something_together_are_taken(overrides: tuple[str, ...]) -> None:
+    config = resolve(RunConfig(), None, overrides)
+    assert resolve(RunConfig(), None, tuple(reversed(overrides))) == config != RunConfig()
+
+
+def test_a_configuration_needs_no_torch() -> None:
+    code = (
+        "import sys\nfrom sparring.config import RunConfig, resolve\n"
+        "resolve(RunConfig(), None, ('model.device=cuda:0', 'trackers=wandb'))\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize("text", ["1234567", "12e4567", "true", "2026-01-01", "0x10"])
 def test_a_text_setting_stays_as_typed(text: str) -> None:
     assert resolve(RunConfig(), None, (f"model.revision={text}",)).model.revision == text
@@ -86,6 +129,19 @@ def test_a_text_setting_stays_as_typed(text: str) -> None:
         ("learner.lr=nan", "learner.lr"),
         ("steps=2.5", "steps"),
         ("learner.kl=k4", "learner.kl"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0"),
+        ("evaluation.seed=-1", "evaluation.seed: Input should be greater than or equal to 0"),
+        ("learner.adam_beta1=1", "learner.adam_beta1: Input should be less than 1"),
+        ("learner.adam_beta2=1.0", "learner.adam_beta2: Input should be less than 1"),
+        ("trackers=wanbd", "trackers: unknown tracker 'wanbd': did you mean 'wandb'?"),
+        ("trackers=[wandb, tensorbord]", "did you mean 'tensorboard'?"),
+        ("model.device=gpu", "model.device: there is no torch device 'gpu'; it reads auto, cpu, cuda, cuda:1"),
+        ("model.device=cuda:", "model.device: there is no torch device"),
+        ("model.device=auto:1", "model.device: there is no torch device"),
+        ("model.cache_tokens=0", "model.cache_tokens: Input should be greater than or equal to 1"),
+        ("learner.clip_low=0.2", "learner: clip_low does nothing with minibatches = epochs = 1"),
+        ("learner.clip_high=0.2", "learner: clip_high does nothing with minibatches = epochs = 1"),
+        ("game.quality.samples=4", "game: quality.samples = 4 does nothing with grader.temperature = 0"),
         ("steps=[1", "the value of steps is not YAML"),
     ],
 )

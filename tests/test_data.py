@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparring.data import PromptSet, Row, load_prompts
+from sparring.report.run import read_run
 
 ROWS = [{"prompt": "one", "answer": 1}, {"prompt": "two", "answer": 2}, {"prompt": " ", "answer": 3}]
 
@@ -66,6 +67,28 @@ def test_messages_end_where_the_model_speaks(tmp_path: Path) -> None:
     assert load_prompts(write(tmp_path, "json", only_assistant)).skipped == 1
 
 
+@pytest.mark.parametrize("ending", ["json", "jsonl", "parquet"])
+def test_trls_conversational_prompt_is_messages(tmp_path: Path, ending: str) -> None:
+    talk = [{"role": "system", "content": "brief"}, {"role": "user", "content": "how much?"}]
+    answered = [*talk, {"role": "assistant", "content": "7"}]
+    rows = [{"prompt": talk, "id": 1}, {"prompt": answered, "id": 2}, {"prompt": [], "id": 3}]
+    prompts = load_prompts(write(tmp_path, ending, rows))
+    assert prompts.rows == [Row("how much?", tuple(talk), {"id": 1}), Row("how much?", tuple(talk), {"id": 2})]
+    assert prompts.skipped == 1
+    assert load_prompts(write(tmp_path, ending, ROWS)).rows[0].messages is None
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_only_a_newline_ends_a_line_of_jsonl(tmp_path: Path, separator: str) -> None:
+    text = f"one{separator}two"
+    path = tmp_path / "prompts.jsonl"
+    lines = [json.dumps({"prompt": text, "step": step}, ensure_ascii=False) for step in (1, 2)]
+    path.write_bytes("\r\n".join(lines).encode())
+    assert [row.query for row in load_prompts(path).rows] == [text, text]
+    path.rename(tmp_path / "metrics.jsonl")
+    assert [row["prompt"] for row in read_run(tmp_path).rows] == [text, text]
+
+
 @pytest.mark.parametrize(
     ("ending", "text", "message"),
     [
@@ -83,6 +106,11 @@ def test_messages_end_where_the_model_speaks(tmp_path: Path) -> None:
         ("parquet", "no table", "is not Parquet"),
         ("json", '[{"messages": [{"content": "no role"}]}]', "row 1: each of its messages"),
         ("json", '[{"messages": ["text"]}]', "row 1: each of its messages"),
+        ("json", '[{"prompt": "a"}, {"prompt": ["text"]}]', "row 2: each of its messages"),
+        ("json", '[{"prompt": "a"}, {"prompt": {"role": "user", "content": "a"}}]', "row 2: its prompt .* not dict"),
+        ("jsonl", '{"prompt": 5}', "row 1: its prompt must be text or a list of messages, not int"),
+        ("jsonl", '{"prompt": 7}', "row 1: its prompt must be text or a list of messages, not int"),
+        ("jsonl", '{"prompt": null}', r"holds no prompt \(1 empty rows\)"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, ending: str, text: str, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from queue import SimpleQueue
 
 import pytest
 
@@ -32,6 +33,40 @@ def test_further_sigterms_wait_for_the_step_and_the_first_name_stays() -> None:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)  # the first Ctrl-C is polite even after a SIGTERM
         assert interrupts.requested == "SIGTERM"
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGINT, "stopping after this step; Ctrl-C again stops at once"),
+        (signal.SIGTERM, "stopping after this step"),
+    ],
+)
+def test_the_first_signal_is_answered_at_once(number: signal.Signals, message: str) -> None:
+    said: SimpleQueue[str] = SimpleQueue()
+    with Interrupts(said.put):
+        signal.raise_signal(number)
+        assert said.get(timeout=10) == message  # while the step goes on
+
+
+def test_every_message_is_out_when_it_is_left() -> None:
+    said: list[str] = []
+    before = threading.active_count()
+    with Interrupts(said.append):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert said == ["stopping after this step", "stopping after this step; Ctrl-C again stops at once"]
+    assert threading.active_count() == before
+
+
+def test_a_reader_that_has_gone_does_not_matter() -> None:
+    def gone(message: str) -> None:
+        raise BrokenPipeError
+
+    with Interrupts(gone) as interrupts:
+        signal.raise_signal(signal.SIGINT)
+    assert interrupts.requested == "SIGINT"
 
 
 def test_old_handlers_come_back_even_after_an_error() -> None:

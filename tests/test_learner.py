@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from scripted import Recorder, nudged, relative_error, tiny_llama
 from sparring.batching import Example, pack, sequence_sum
-from sparring.learner import DivergedError, ExactKL, Learner, SampledKL, Update
+from sparring.learner import DivergedError, ExactKL, Learner, SampledKL, Update, _factors, _minibatches
+from sparring.lm.generic import GenericLM
 from sparring.lm.load import open_lm
 from sparring.losses import k1, k3
 
@@ -91,6 +92,60 @@ def test_minibatches_see_every_example_once_and_average_to_the_whole() -> None:
     mean = [torch.stack(same).mean(0) for same in zip(*steps, strict=True)]
     assert relative_error(mean, full) < 1e-5
     assert figures["tokens/trained"] == sum(sum(lengths) for _, lengths in LENGTHS)
+
+
+def role_examples(solvers: int, challengers: int) -> list[Example]:
+    """One Challenger prompt and `solvers` Solver prompts of two completions; α = 0.3."""
+    ids, logprobs = (7, 8), np.full(2, -2.0, np.float32)
+    asked = [Example((5,), ids, 1.0, 0.3 / challengers, logprobs, "challenger") for _ in range(challengers)]
+    answered = [Example((6, n), ids, 1.0, 0.5 / solvers, logprobs, "solver") for n in range(solvers) for _ in range(2)]
+    return [*asked, *answered]
+
+
+@pytest.mark.parametrize(("count", "solvers", "challengers"), [(2, 4, 4), (3, 4, 5), (4, 2, 6), (2, 1, 2)])
+def test_every_minibatch_weighs_the_roles_as_the_batch_does(count: int, solvers: int, challengers: int) -> None:
+    learner = make_learner(replace(PLAIN, beta=0.0, kl=None, minibatches=count))
+    learner.update(role_examples(solvers, challengers), 1.0)
+    whole = make_learner(replace(PLAIN, beta=0.0, kl=None))
+    whole.update(role_examples(solvers, challengers), 1.0)
+    steps, (full,) = recorded(learner), recorded(whole)
+    assert len(steps) == count
+    if solvers % 2 == 0 and count == 2:  # equal shares of like prompts: the Challenger's part is the same in each
+        mean = [torch.stack(same).mean(0) for same in zip(*steps, strict=True)]
+        assert relative_error(mean, full) < 1e-5
+    parts = _minibatches(role_examples(solvers, challengers), count)
+    for part, factors in zip(parts, _factors(parts), strict=True):
+        for tag, total in (("challenger", 0.3), ("solver", 1.0)):
+            assert sum(e.token_weight * factors[tag] for e in part if e.tag == tag) == pytest.approx(total)
+
+
+def test_a_tag_too_small_for_every_minibatch_keeps_its_weight_over_the_pass() -> None:
+    parts = _minibatches(role_examples(4, 3), 4)
+    held = [[e for e in part if e.tag == "challenger"] for part in parts]
+    assert [len(part) for part in held] == [1, 1, 1, 0]
+    factors = _factors(parts)
+    got = sum(e.token_weight * f["challenger"] for part, f in zip(held, factors, strict=True) for e in part)
+    assert got == pytest.approx(len(parts) * 0.3)
+
+
+def test_whole_prompts_stay_together_where_there_are_enough() -> None:
+    for part in _minibatches(role_examples(6, 4), 3):
+        solver = [e.prompt_ids for e in part if e.tag == "solver"]
+        assert len(solver) == 4
+        assert len(set(solver)) == 2
+
+
+def test_the_generic_engine_scores_a_micro_batch_in_one_forward() -> None:
+    model = tiny_llama(0)
+    policy = GenericLM(model, torch.float32, trainable=True, score_tokens=60)
+    learner = Learner(model, policy, None, Recorder(model.parameters()), Update(token_budget=60))
+    forwards: list[tuple[int, ...]] = []
+    model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: forwards.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    learner.update(make_examples(), 1.0)
+    assert len(forwards) == len(learner.pack(make_examples())) > 1
+    assert all(rows * (width + 1) <= 60 for rows, width in forwards)
 
 
 def test_more_epochs_use_the_ratio_to_the_start() -> None:

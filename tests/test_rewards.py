@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import torch
 
 from scripted import STOP, ids_of, turn_of
 from sparring.lm.base import SamplingParams
-from sparring.rewards.base import Reward, RewardError, load_reward
+from sparring.rewards.base import Reward, RewardError, load_object, load_reward
 from sparring.roles import Role
 from sparring.types import Turn
 
@@ -51,18 +54,75 @@ def test_trls_signature_unchanged() -> None:
 
     def reward(prompts, completions, completion_ids, level, **kwargs):
         seen.update(prompts=prompts, completions=completions, ids=completion_ids, level=level, kwargs=kwargs)
+        return [float(len(c)) for c in completions]
+
+    turns = answers("a", "bb", level=[1, 2], source=["x", "y"], query_text=["the row", "itself"], log_metric=[0, 0])
+    assert Reward(reward)(["q0", "q1"], turns) == [1.0, 2.0]
+    assert seen["prompts"] == ["the row", "itself"]
+    assert seen["completions"] == ["a", "bb"]
+    assert seen["ids"] == [[*ids_of("a"), STOP], [*ids_of("bb"), STOP]]
+    assert seen["level"] == [1, 2]
+    assert seen["kwargs"] == {"source": ["x", "y"]}
+    Reward(reward)(["q0"], answers("a", level=[1]))
+    assert seen["prompts"] == ["q0"], "without query_text: what the model was asked"
+
+
+def test_trls_signature_gets_messages_where_the_prompt_came_as_messages() -> None:
+    seen: dict[str, Any] = {}
+
+    def reward(prompts, completions, **kwargs):
+        seen.update(prompts=prompts, completions=completions, kwargs=kwargs)
         return [float(len(c[0]["content"])) for c in completions]
 
-    turns = answers("a", "bb", level=[1, 2], source=["x", "y"])
+    turns = answers("a", "bb", conversational=[True, True], query_text=["q0", "q1"])
     assert Reward(reward)(["q0", "q1"], turns) == [1.0, 2.0]
     assert seen["prompts"][1] == [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "q1"},
     ]
     assert seen["completions"][1] == [{"role": "assistant", "content": "bb"}]
-    assert seen["ids"] == [[*ids_of("a"), STOP], [*ids_of("bb"), STOP]]
-    assert seen["level"] == [1, 2]
-    assert seen["kwargs"] == {"source": ["x", "y"]}
+    assert set(seen["kwargs"]) == {"completion_ids"}
+
+
+def test_what_trls_signature_logs_is_averaged_until_it_is_drained() -> None:
+    def judge(completions, log_metric, log_extra, trainer_state=None, **kwargs):
+        assert trainer_state is None
+        log_extra("verdict", ["fine"] * len(completions))
+        log_metric("length", torch.tensor(float(len(completions[0]))))
+        if len(completions[0]) > 2:
+            log_metric("long", 1)
+        return [1.0] * len(completions)
+
+    reward = Reward(judge)
+    for text in ("a", "four"):
+        reward(["q"], answers(text))
+    assert reward.logged == {"length": 2.5, "long": 1.0}
+    assert reward.drain() == {"length": 2.5, "long": 1.0}
+    assert reward.logged == {}
+    reward(["q"], answers("bb"))
+    assert reward.drain() == {"length": 2.0}
+
+
+def test_trls_trainer_state_is_refused_where_the_function_needs_it() -> None:
+    def judge(completions, trainer_state):
+        return [float(trainer_state.global_step)] * len(completions)
+
+    with pytest.raises(RewardError, match="'judge': trainer_state is not supplied"):
+        Reward(judge)
+
+
+def test_an_answer_whose_prompt_was_too_long_is_not_scored() -> None:
+    seen: list[Any] = []
+
+    def judge(queries: list[str], answers: list[str], level: list[int]) -> list[float]:
+        seen.append((queries, answers, level))
+        return [10.0 * n for n in level]
+
+    first, second, third = answers("a", "", "c", level=[1, 2, 3])
+    cut = second.noting(too_long=True)
+    assert Reward(judge)(["q0", "q1", "q2"], [first, cut, third]) == [10.0, None, 30.0]
+    assert Reward(judge)(["q1", "q1"], [cut, cut]) == [None, None]
+    assert seen == [(["q0", "q2"], ["a", "c"], [1, 3])]
 
 
 def test_trls_signature_async_and_without_keywords() -> None:
@@ -144,6 +204,53 @@ def test_load_reward_from_file_and_module(tmp_path: Path) -> None:
     assert load_reward("operator:countOf").name == "operator:countOf"
 
 
+@pytest.mark.parametrize("stem", ["judge_with_a_dataclass", "json"])  # no file may hide another module
+def test_a_file_with_a_dataclass_under_lazy_annotations_loads(tmp_path: Path, stem: str) -> None:
+    file = tmp_path / f"{stem}.py"
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import ClassVar\n"
+        "@dataclass\nclass Judge:\n    weight: float = 0.5\n    kind: ClassVar[str] = 'judge'\n"
+        "    def __call__(self, queries, answers):\n        return [self.weight for _ in answers]\n"
+        "judge = Judge()\n"
+    )
+    before = sys.modules.get(stem)
+    assert load_reward(f"{file}:judge")(["q"], answers("a")) == [0.5]
+    assert sys.modules.get(stem) is before
+
+
+def test_a_module_in_the_working_directory_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    (tmp_path / "judge_of_this_folder.py").write_text("def one(queries, answers):\n    return [1.0 for _ in answers]\n")
+    try:
+        assert load_reward("judge_of_this_folder:one")(["q"], answers("a")) == [1.0]
+    finally:
+        sys.modules.pop("judge_of_this_folder", None)
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        ("def f(:\n", "SyntaxError: .*line 1"),
+        ("import no_such_package\n", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("from math import no_such_name\n", "ImportError: cannot import name 'no_such_name'"),
+        ("1 / 0\n", "ZeroDivisionError: division by zero"),
+        ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
+    ],
+)
+@pytest.mark.parametrize("form", ["file", "module"])
+def test_code_that_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, cause: str, form: str
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_judge.py").write_text(code)
+    source = str(tmp_path / "broken_judge.py") if form == "file" else "broken_judge"
+    modules = set(sys.modules)
+    with pytest.raises(ValueError, match=rf"game\.custom: .*broken_judge.* can't be imported \({cause}"):
+        load_object(f"{source}:f", "game.custom")
+    assert set(sys.modules) == modules
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
@@ -168,3 +275,51 @@ def test_an_async_reward_inside_a_running_loop() -> None:
         return Reward(judge)(["q", "q"], answers("a", "bb"))
 
     assert asyncio.run(notebook()) == [1.0, 2.0]
+
+
+class Client:
+    """Bound to the loop it is first used in, like an HTTP client with its connections."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def ask(self, text: str) -> float:
+        running = asyncio.get_running_loop()
+        self.loop = self.loop or running
+        assert self.loop is running
+        await asyncio.sleep(0)
+        return float(len(text))
+
+
+@pytest.mark.parametrize("inside_a_loop", [False, True])
+def test_an_async_reward_keeps_its_client_between_calls(inside_a_loop: bool) -> None:
+    client = Client()
+
+    async def judge(queries: list[str], answers: list[str]) -> list[float]:
+        return list(await asyncio.gather(*map(client.ask, answers)))
+
+    reward = Reward(judge)
+
+    def calls() -> list[list[float | None]]:
+        return [reward(["q"], answers("a")), reward(["q", "q"], answers("bb", "ccc"))]
+
+    async def notebook() -> list[list[float | None]]:
+        return calls()
+
+    assert (asyncio.run(notebook()) if inside_a_loop else calls()) == [[1.0], [2.0, 3.0]]
+
+
+def test_the_loop_of_an_async_reward_ends_with_the_reward() -> None:
+    before = set(threading.enumerate())
+
+    async def judge(queries: list[str], answers: list[str]) -> list[float]:
+        return [1.0 for _ in answers]
+
+    reward = Reward(judge)
+    assert set(threading.enumerate()) == before, "made lazily"
+    reward(["q"], answers("a"))
+    (thread,) = set(threading.enumerate()) - before
+    del reward
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()

@@ -1,12 +1,17 @@
-"""TensorBoard is run for real and its event file read back; failures are real exceptions."""
+"""TensorBoard is run for real and its event file read back; failures are real exceptions.
+
+wandb and trackio need an account or a server: what they are started with is looked at.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -28,15 +33,50 @@ def test_tensorboard_event_file_holds_the_numbers(tmp_path: Path) -> None:
     assert "alpha: 0.5" in text
 
 
-def test_resumed_run_goes_on_in_the_same_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_resumed_run_replaces_the_steps_that_come_again(kept: int, tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for step in range(2):
-        tracker = open_tracker("tensorboard", "run-1", tmp_path, {})
-        tracker.log(step, {"value": float(step)})
+    for first, session in ((0, 0.0), (kept, 10.0)):
+        tracker = open_tracker("tensorboard", "run-1", tmp_path, {}, step=first)
+        for step in range(first, 4):
+            tracker.log(step, {"value": session + step})
         tracker.finish()
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert {event.step for event in events.Scalars("value")} == {0, 1}
+    expected = [(step, step + (0.0 if step < kept else 10.0)) for step in range(4)]
+    assert [(event.step, event.value) for event in events.Scalars("value")] == expected
+
+
+class Recorder(ModuleType):
+    """A tracker's package that notes what it is started with."""
+
+    def init(self, **given: object) -> None:
+        self.given = given
+
+
+@pytest.fixture
+def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder(request.param)
+    monkeypatch.setitem(sys.modules, request.param, recorder)
+    return recorder
+
+
+@pytest.mark.parametrize("package", ["wandb"], indirect=True)
+def test_wandb_goes_on_under_the_runs_id(package: Recorder, tmp_path: Path) -> None:
+    open_tracker("wandb", "run", tmp_path, {"seed": 1}, resume_id="a/b:" + "c" * 100 + "?0")
+    assert package.given.pop("id") == "c" * 62 + "-0"
+    assert package.given.pop("resume") == "allow"
+    open_tracker("wandb", "run", tmp_path, {}, resume_id="run 1/2026-01-01T10:00:00+00:00")
+    assert package.given["id"] == "run-1-2026-01-01T10-00-00-00-00"
+    open_tracker("wandb", "run", tmp_path, {"seed": 1})
+    assert package.given == {"project": "sparring", "name": "run", "dir": str(tmp_path), "config": {"seed": 1}}
+
+
+@pytest.mark.parametrize("package", ["trackio"], indirect=True)
+@pytest.mark.parametrize(("step", "resume"), [(0, "never"), (7, "allow")])
+def test_trackio_goes_on_under_the_runs_name(package: Recorder, step: int, resume: str, tmp_path: Path) -> None:
+    open_tracker("trackio", "run", tmp_path, {}, step=step)
+    assert (package.given["name"], package.given["resume"]) == ("run", resume)
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoModelForCausalLM
 
-from conftest import Recorder, small_run, untimed
+from conftest import Recorder, assert_same_run, small_run, untimed
 from sparring.arena import model_path
 from sparring.games.base import Game
 from sparring.learner import DivergedError
@@ -22,6 +25,7 @@ from sparring.run import assemble, resume, train
 from sparring.runfolder import RunFolder, RunFolderError
 from sparring.sampling.base import Sampler
 from sparring.types import Payoff, Turn
+from sparring.watch import Watch
 
 
 def _logprobs(model: Any, turn: Turn) -> torch.Tensor:
@@ -235,6 +239,68 @@ def test_turns_are_written_as_played_and_paid(tmp_path: Path, recorder: Recorder
     assert np.sum(centred) == pytest.approx(0, abs=1e-6)
 
 
+def test_turns_left_out_of_the_update_are_not_called_trained(tmp_path: Path, recorder: Recorder) -> None:
+    for skip in ("true", "false"):
+        out = tmp_path / skip
+        train(small_run("grpo", "steps=3", f"learner.skip_dead_groups={skip}"), out, observer=recorder)
+        rows = RunFolder(out).read_turns()
+        assert any(row["advantage"] == 0 for row in rows)  # a group without spread: the check checks something
+        assert all(row["trained"] is (skip == "false" or row["advantage"] != 0) for row in rows)
+        for step, (figures, _, _) in recorder.steps.items():
+            trained = sum(row["completion_tokens"] for row in rows if row["step"] == step and row["trained"])
+            assert trained == figures["tokens/trained"]
+
+
+KEPT = ("evaluation.every=0", "checkpoint.every=2", "learner.skip_dead_groups=false")
+
+
+@contextmanager
+def failing_after(steps: int, fault: str) -> Iterator[None]:
+    """After so many optimiser steps backward runs out of memory, or gives NaN."""
+    backward, done = torch.Tensor.backward, [0]
+
+    def faulty(loss: torch.Tensor) -> None:
+        if done[0] == steps and fault == "memory":
+            raise RuntimeError("out of memory")
+        backward(loss * float("nan") if done[0] == steps else loss)
+
+    def count(*_: Any) -> None:
+        done[0] += 1
+
+    handle = register_optimizer_step_post_hook(count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", faulty)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+FAULTS = {"memory": (RuntimeError, "out of memory"), "nan": (DivergedError, "step 4: the gradient's norm is nan")}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failed_update_keeps_what_was_learned_before(fault: str, tmp_path: Path, recorder: Recorder) -> None:
+    config, out = small_run("grpo", *KEPT), tmp_path / "run"
+    train(config, tmp_path / "whole")
+    error, message = FAULTS[fault]
+    with failing_after(3, fault), pytest.raises(error, match=message):
+        train(config, out, observer=recorder)
+    assert "step 4 failed; everything up to step 3 is saved" in recorder.messages
+    resume(out, observer=recorder)
+    assert recorder.began == (3, 6)
+    assert_same_run(out, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_half_done_update_is_not_saved(fault: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    error, message = FAULTS[fault]
+    with failing_after(7, fault), pytest.raises(error, match=message):  # amid the fourth step's two
+        train(small_run("grpo", *KEPT, "learner.minibatches=2"), out)
+    assert [path.name for path in RunFolder(out).checkpoints.iterdir()] == ["step-000002"]
+
+
 class Nothing(Game):
     """A game whose turns are never paid."""
 
@@ -260,3 +326,38 @@ def test_a_step_without_payoffs_changes_no_weight(tmp_path: Path) -> None:
     after = load((tmp_path / "run" / "model" / "model.safetensors").read_bytes())
     assert all(torch.equal(tensor, after[name]) for name, tensor in load(before).items())
     assert [row["tokens/trained"] for row in RunFolder(tmp_path / "run").read_metrics()[1:]] == [0, 0]
+
+
+def test_twenty_steps_with_nothing_to_learn_from_are_said_once(tmp_path: Path, recorder: Recorder) -> None:
+    from sparring.build import build_game
+
+    config = small_run("grpo", "steps=22", "evaluation.every=0")
+    [role] = build_game(config).roles
+    train(config, tmp_path / "run", game=Nothing(role), observer=recorder)
+    [said] = [message for message in recorder.messages if "nothing to learn from" in message]
+    assert said.startswith("steps 1 to 20 had")
+
+
+def test_a_sampler_that_disagrees_with_the_learner_is_said_once(tmp_path: Path, recorder: Recorder) -> None:
+    config = small_run("grpo", "steps=3", "evaluation.every=0", "learner.skip_dead_groups=false")
+    with RunFolder(tmp_path / "run").create(config.to_yaml(), {}) as folder:
+        trainer = assemble(config, folder, observer=recorder).trainer
+        # Scored at another temperature than sampled at: what a mismatch of the two looks like.
+        trainer.learner.settings = dataclasses.replace(trainer.learner.settings, temperature=3.0)
+        trainer.run()
+    said = [message for message in recorder.messages if "sampler and learner disagree" in message]
+    assert len(said) == 1
+    assert said[0].startswith("step 1:")
+
+
+def test_bfloat16_may_differ_more_and_a_batch_starts_the_count_again() -> None:
+    for dtype, heard in ((torch.float32, 1), (torch.bfloat16, 0)):
+        said: list[str] = []
+        watch = Watch(said.append, dtype)
+        watch.learned(1, 4, {"sampler_gap/solver": 0.15, "sampler_gap/challenger": 0.05, "kl/solver": 9.0})
+        assert len(said) == heard
+        for step in range(2, 41):
+            watch.learned(step, int(step == 21), {})
+        assert len(said) == heard  # 19 idle steps before step 21, 19 after it
+        watch.learned(41, 0, {})
+        assert len(said) == heard + 1

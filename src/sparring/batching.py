@@ -57,7 +57,10 @@ def constant_length(lengths: Sequence[int], max_tokens: int) -> list[float]:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One completion to learn from. `tag` only labels metrics; the learner attaches no meaning to it."""
+    """One completion to learn from.
+
+    `tag` is the role's name: each tag is dealt to minibatches by itself, and figures are by tag.
+    """
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
@@ -110,20 +113,30 @@ def to_examples(
                 name,
             )
             for turn, weight in zip(taken, weights, strict=True)
-            if not (skip_zero and abs(advantages[turn]) < 1e-9)
+            if is_trained(turn, advantages, skip_zero=skip_zero)
         ]
     return examples
 
 
-def pack(examples: Sequence[Example], token_budget: int) -> list[MicroBatch]:
+def is_trained(turn: Turn, advantages: Advantages, *, skip_zero: bool = False) -> bool:
+    """Whether `to_examples` makes an example of this turn."""
+    if turn not in advantages or not turn.completion_ids:
+        return False
+    return not (skip_zero and abs(advantages[turn]) < 1e-9)
+
+
+def pack(examples: Sequence[Example], token_budget: int, *, shared_prompts: bool = True) -> list[MicroBatch]:
     """Length buckets: examples of one prompt together, groups of like lengths in one micro-batch.
 
     token_budget bounds the padded tokens of a micro-batch (prompts once a group, completions padded to the longest);
     one group over the budget is split, one example over it goes alone. A micro-batch that holds a sixteenth of the
-    budget also ends where the next group would leave its attention too much padding.
+    budget also ends where the next group would leave its attention too much padding. For an engine without
+    shared_prompts each completion is a group, padded with its prompt to the longest such row.
     """
     if token_budget < 1:
         raise ValueError(f"token_budget must be at least 1, not {token_budget}")
+    if not shared_prompts:
+        return _pack_rows(examples, token_budget)
     pieces = [piece for group in _by_prompt(examples).values() for piece in _split(group, token_budget)]
     pieces.sort(key=lambda p: (len(p[0].completion_ids), len(p), len(p[0].prompt_ids)), reverse=True)
     batches: list[MicroBatch] = []
@@ -135,6 +148,29 @@ def pack(examples: Sequence[Example], token_budget: int) -> list[MicroBatch]:
             held = []
         held.append(piece)
     return [*batches, _micro_batch(held)] if held else batches
+
+
+def _pack_rows(examples: Sequence[Example], token_budget: int) -> list[MicroBatch]:
+    """Rows of prompt and completion, longest first: rows times longest within the budget."""
+    batches: list[MicroBatch] = []
+    held: list[list[Example]] = []
+    longest = tokens = 0
+    for example in sorted(examples, key=_row_length, reverse=True):
+        length = _row_length(example)
+        padded = longest * (len(held) + 1)
+        ragged = tokens >= token_budget / 16 and tokens + length < 0.75 * padded
+        if held and (ragged or padded > token_budget):
+            batches.append(_micro_batch(held))
+            held, tokens = [], 0
+        if not held:
+            longest = length
+        held.append([example])
+        tokens += length
+    return [*batches, _micro_batch(held)] if held else batches
+
+
+def _row_length(example: Example) -> int:
+    return len(example.prompt_ids) + len(example.completion_ids)
 
 
 def _by_prompt(examples: Sequence[Example]) -> Mapping[tuple[int, ...], list[Example]]:

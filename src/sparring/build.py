@@ -101,15 +101,16 @@ def needs_reference(config: RunConfig) -> bool:
     return config.learner.beta > 0 or graded or game.challenge.frozen_share > 0 or game.kind == "custom"
 
 
-def build_sampler(models: Models, seed: int) -> LocalSampler:
+def build_sampler(models: Models, config: RunConfig) -> LocalSampler:
     """The local sampler over a run's models."""
     return LocalSampler(
         models.policy,
         models.reference,
         models.renderer,
         stop_ids=models.stop_ids,
-        seed=seed,
+        seed=config.seed,
         context=models.context,
+        batch_tokens=config.model.cache_tokens,
     )
 
 

@@ -56,7 +56,9 @@ def main() -> None:
 @main.command(short_help="Train the shipped tiny model against itself.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of self-play.  [default: the recipe's]")
 @click.option("--out", type=click.Path(path_type=Path), help="New folder of the run.  [default: runs/demo-<time>]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Every random draw derives from it.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Every random draw derives from it."
+)
 @click.option("--method", type=click.Choice(["lsp", "lsp-zero", "grpo"]), default="lsp", show_default=True)
 @OVERRIDES
 @debug_option
@@ -126,7 +128,7 @@ def train(
 @click.argument("run_or_model", metavar="RUN_OR_MODEL")
 @click.option("--base", metavar="MODEL", help="Compare with this model.  [default: what the run started from]")
 @click.option("--n", type=click.IntRange(min=1), help="Held-out questions a split.  [default: the run's]")
-@click.option("--seed", type=int, help="Seed of the test set.  [default: the run's]")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the test set.  [default: the run's]")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write here, not to the run's evaluation.json.")
 @debug_option
 def evaluate(run_or_model: str, base: str | None, n: int | None, seed: int | None, file: Path | None) -> None:
@@ -287,6 +289,8 @@ def _play(play: Play, run: Path, title: str, closing: str | None) -> None:
         _print_table(console, evaluation)
         if closing:
             console.print(closing)
+    else:
+        click.echo(f"\nThe {_domain(run)} domain has no held-out test, so the model was not compared with its start.")
     from sparring.report.page import write_report
 
     page = write_report(run)
@@ -300,6 +304,12 @@ def _play(play: Play, run: Path, title: str, closing: str | None) -> None:
         ("", command("eval", name, "--seed", "3") + "   (the same comparison on other questions)"),
     ):
         click.echo(f"{label:8} {text}")
+
+
+def _domain(run: Path) -> str:
+    from sparring.config import read_yaml, validated
+
+    return validated(read_yaml(run / "config.yaml")).game.domain
 
 
 def _print_table(console: Console, evaluation: Evaluation) -> None:

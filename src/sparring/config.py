@@ -7,17 +7,25 @@ The resolved configuration, written to the run's folder, repeats the run.
 from __future__ import annotations
 
 import difflib
+import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sparring.tracking import require_known
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+# The device types are torch's; named here so that a setting is checked without importing it.
+DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu|hpu|npu|mtia|xla)(:\d+)?")
 
 
 class ConfigError(ValueError):
@@ -54,6 +62,18 @@ class ModelConfig(Section):
         default_factory=dict, description="passed to the chat template (enable_thinking: false, say)"
     )
     revision: str | None = Field(default=None, description="hub revision")
+    cache_tokens: Count = Field(
+        default=262_144,
+        description="most tokens (prompts and completions) whose key/value cache is held at once while sampling; "
+        "lower: less memory",
+    )
+
+    @field_validator("device")
+    @classmethod
+    def _device_has_a_form(cls, name: str) -> str:
+        if not DEVICE.fullmatch(name):
+            raise ValueError(f"there is no torch device {name!r}; it reads auto, cpu, cuda, cuda:1, mps or xpu")
+        return name
 
 
 class RoleConfig(Section):
@@ -131,6 +151,15 @@ class GameConfig(Section):
         default_factory=lambda: RoleConfig(temperature=0.0), description="the grader's prompt and sampling"
     )
 
+    @model_validator(mode="after")
+    def _grades_differ(self) -> Self:
+        if self.quality.samples > 1 and self.grader.temperature == 0:
+            raise ValueError(
+                f"quality.samples = {self.quality.samples} does nothing with grader.temperature = 0, where every grade "
+                "is the same: raise the temperature, or leave the samples at 1"
+            )
+        return self
+
 
 class LearnerConfig(Section):
     """How the model learns from a step."""
@@ -140,8 +169,8 @@ class LearnerConfig(Section):
         default="constant", description="after warm-up; linear, cosine: to 0"
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(default=0, description="steps of linear warm-up")
-    adam_beta1: Share = Field(default=0.9, description="AdamW's first moment")
-    adam_beta2: Share = Field(default=0.999, description="AdamW's second moment")
+    adam_beta1: Decay = Field(default=0.9, description="AdamW's first moment")
+    adam_beta2: Decay = Field(default=0.999, description="AdamW's second moment")
     weight_decay: NotNegative = Field(default=0.0, description="AdamW's decoupled weight decay")
     max_grad_norm: Positive | None = Field(
         default=1.0, description="gradients are scaled down to this norm; null: never"
@@ -168,6 +197,16 @@ class LearnerConfig(Section):
     )
     log_entropy: bool = Field(default=True, description="measure the policy's entropy each step")
 
+    @model_validator(mode="after")
+    def _clipping_has_a_ratio(self) -> Self:
+        given = [name for name in ("clip_low", "clip_high") if getattr(self, name) is not None]
+        if given and self.minibatches == self.epochs == 1:
+            raise ValueError(
+                f"{' and '.join(given)} does nothing with minibatches = epochs = 1, where the ratio is always 1: "
+                "raise one of these, or leave it null"
+            )
+        return self
+
 
 class EvaluationConfig(Section):
     """How the trained model is compared with its start."""
@@ -177,7 +216,7 @@ class EvaluationConfig(Section):
     )
     n: Count = Field(default=200, description="held-out queries a split while training")
     final_n: Count = Field(default=1000, description="held-out queries a split at the end")
-    seed: int = Field(default=2, description="seed of the final test set; the one while training is another")
+    seed: Seed = Field(default=2, description="seed of the final test set; the one while training is another")
     temperature: NotNegative = Field(default=0.0, description="sampling temperature of evaluated answers")
 
 
@@ -198,7 +237,7 @@ class RunConfig(Section):
 
     recipe: str = Field(default="lsp", description="the recipe that this configuration started from")
     preset: str = Field(default="default", description="the recipe's preset")
-    seed: int = Field(default=0, description="every random draw derives from it")
+    seed: Seed = Field(default=0, description="every random draw derives from it")
     steps: Count = Field(default=100, description="steps of self-play")
     time_limit: NotNegative = Field(
         default=0.0, description="seconds after which the run ends early, as if complete; 0: none"
@@ -212,6 +251,18 @@ class RunConfig(Section):
     learner: LearnerConfig = Field(default_factory=LearnerConfig, description="the update")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="held-out evaluation")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="checkpoints and turns")
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _one_tracker_needs_no_list(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("trackers")
+    @classmethod
+    def _trackers_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            require_known(name)
+        return names
 
     def to_yaml(self) -> str:
         """Every setting, resolved, in the order of this page."""
@@ -355,5 +406,7 @@ def _problem(item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"there is no setting {name!r}{_nearest(name)}"
+    if item["type"] == "value_error":
+        return f"{name}: {item['ctx']['error']}"
     given = item.get("input")
     return f"{name}: {item['msg']} (given: {given!r})"

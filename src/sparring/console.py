@@ -87,8 +87,9 @@ def _leave_with(ctx: click.Context, error: Exception) -> None:
     if isinstance(error, DivergedError):
         _leave(ctx, error, f"Error: {error}", 1)
     if _out_of_memory(error):
-        _leave(ctx, error, f"Error: out of memory ({error}). Lower learner.token_budget, game.n_queries or "
-               "game.n_answers, or the roles' max_new_tokens", 1)  # fmt: skip
+        _leave(ctx, error, f"Error: out of memory ({error}). Lower learner.token_budget (the update), "
+               "model.cache_tokens (sampling), game.n_queries, game.n_answers or the roles' max_new_tokens; for a run "
+               "that is resumed, in its config.yaml", 1)  # fmt: skip
     raise error
 
 
@@ -127,11 +128,8 @@ def resumable(run: Path, display: Display) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if display.training:
-            if any((run / "checkpoints").glob("step-*")):
-                error.add_note(f"Go on with: {command('train', '--resume', shown(run))}")
-            else:
-                error.add_note(f"{shown(run)} has no checkpoint yet: start again in another folder")
+        if display.training and (run / "config.yaml").is_file():
+            error.add_note(f"Go on with: {command('train', '--resume', shown(run))}")
         raise
 
 

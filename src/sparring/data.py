@@ -53,11 +53,11 @@ class PromptSet:
 
 
 def load_prompts(path: Path) -> PromptSet:
-    """Read a prompt file: columns `prompt`, chat `messages`, or Alpaca's `instruction` and `input`.
+    """Read a prompt file: columns `prompt` (text or messages), chat `messages`, or Alpaca's `instruction` and `input`.
 
     Raises:
         ValueError: no such file, an unknown ending, a damaged file, or a row (named by its number) that is no
-            object or has no prompt column.
+            object, or whose prompt is missing or neither text nor messages.
     """
     if not path.is_file():
         raise ValueError(f"there is no prompt file {path}")
@@ -74,7 +74,7 @@ def _read(path: Path) -> list[Any]:
             return parquet.read_table(path).to_pylist()
         except pyarrow.ArrowInvalid as error:
             raise ValueError(f"{path} is not Parquet: {error}") from error
-    text = path.read_text(encoding="utf-8")
+    text = path.read_bytes().decode("utf-8")
     if path.suffix == ".json":
         try:
             records = json.loads(text)
@@ -84,7 +84,8 @@ def _read(path: Path) -> list[Any]:
             raise ValueError(f"{path}: expected a JSON list of rows")
         return records
     if path.suffix == ".jsonl":
-        return [_json_line(line, path, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+        # Not splitlines(): JSON allows U+2028 and other line ends inside a string.
+        return [_json_line(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     raise ValueError(f"{path}: a prompt file ends in .jsonl, .json or .parquet")
 
 
@@ -98,17 +99,15 @@ def _json_line(line: str, path: Path, number: int) -> Any:
 def _row(record: Any, path: Path, number: int) -> Row:
     if not isinstance(record, dict):
         raise ValueError(f"{path}, row {number} is no object with columns")  # noqa: TRY004 - a user's file
-    if isinstance(record.get("messages"), list):
-        if not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in record["messages"]):
-            raise ValueError(f"{path}, row {number}: each of its messages must be an object with role and content")
-        columns = {name: value for name, value in record.items() if name != "messages"}
-        # The last assistant message is the answer a data set carries; the prompt ends before it.
-        messages = tuple(record["messages"])
-        while messages and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
-        return Row(str(messages[-1]["content"]) if messages else "", messages, columns)
+    for name in ("messages", "prompt"):
+        if isinstance(record.get(name), list):
+            return _conversation(record, name, path, number)
     if "prompt" in record:
-        return Row(str(record["prompt"] or ""), None, {k: v for k, v in record.items() if k != "prompt"})
+        prompt = "" if record["prompt"] is None else record["prompt"]  # an empty row: counted and skipped
+        if not isinstance(prompt, str):
+            given = type(prompt).__name__
+            raise ValueError(f"{path}, row {number}: its prompt must be text or a list of messages, not {given}")
+        return Row(prompt, None, {k: v for k, v in record.items() if k != "prompt"})
     if "instruction" in record:
         given = str(record.get("input") or "").strip()
         text = str(record["instruction"] or "")
@@ -117,3 +116,15 @@ def _row(record: Any, path: Path, number: int) -> Row:
     raise ValueError(
         f"{path}, row {number} has none of the columns prompt, messages, instruction; it has: {', '.join(record)}"
     )
+
+
+def _conversation(record: Mapping[str, Any], name: str, path: Path, number: int) -> Row:
+    """A row from its column of messages: `messages`, or the `prompt` of TRL's conversational data sets."""
+    messages = tuple(record[name])
+    if not all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages):
+        raise ValueError(f"{path}, row {number}: each of its messages must be an object with role and content")
+    # The last assistant message is the answer a data set carries; the prompt ends before it.
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    columns = {column: value for column, value in record.items() if column != name}
+    return Row(str(messages[-1]["content"]) if messages else "", messages, columns)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -17,13 +20,18 @@ class Interrupts:
     step. A second SIGINT raises KeyboardInterrupt at once. On exit the old handlers are back. Outside the
     main thread, where Python forbids handlers, entering does nothing and `requested` stays None.
 
+    say: told at each first signal, from a thread of its own, what will happen.
+
     >>> with Interrupts() as interrupts:
     ...     signal.raise_signal(signal.SIGTERM)
     ...     interrupts.requested
     'SIGTERM'
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = say
+        self._messages: SimpleQueue[str | None] = SimpleQueue()
+        self._speaker: threading.Thread | None = None
         self.requested: str | None = None
         self._interrupted = False
         self._old: dict[signal.Signals, Any] = {}
@@ -31,6 +39,9 @@ class Interrupts:
     def __enter__(self) -> Self:
         self.requested, self._interrupted = None, False
         if threading.current_thread() is threading.main_thread():
+            if self._say is not None:
+                self._speaker = threading.Thread(target=self._speak, args=(self._say,), daemon=True)
+                self._speaker.start()
             for number in _SIGNALS:
                 self._old[number] = signal.signal(number, self._handle)
         return self
@@ -42,11 +53,24 @@ class Interrupts:
             number, handler = self._old.popitem()
             # None stands for a handler that was not installed from Python and cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if self._speaker is not None:
+            self._messages.put(None)
+            self._speaker.join()
+            self._speaker = None
+
+    def _speak(self, say: Callable[[str], None]) -> None:
+        # A handler may interrupt a write to the same stream, so it must not print: it queues, which is reentrant.
+        while (message := self._messages.get()) is not None:
+            with suppress(OSError):  # the reader has gone (| head); the run stops all the same
+                say(message)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             if self._interrupted:
                 raise KeyboardInterrupt
             self._interrupted = True
+            self._messages.put("stopping after this step; Ctrl-C again stops at once")
+        elif self.requested is None:
+            self._messages.put("stopping after this step")
         if self.requested is None:
             self.requested = signal.Signals(number).name

@@ -7,8 +7,8 @@ precision; the loss is Σ_S weight_S · (policy_gradient_S + β · KL_S), one op
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -97,6 +97,8 @@ class Learner:
         reference: the frozen start; None where neither loss nor game needs it.
         optimizer: over the model's trainable parameters.
         settings: see Update.
+
+    `optimizer_steps` counts the optimiser steps begun: while it stands, parameters and moments are as they were.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Learner:
             raise ValueError("a KL term in the loss (beta > 0) needs the frozen reference")
         self.model, self.policy, self.reference = model, policy, reference
         self.optimizer, self.settings = optimizer, settings
+        self.optimizer_steps = 0
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def update(self, examples: Sequence[Example], learning_rate: float) -> dict[str, float]:
@@ -124,14 +127,19 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         parts = _minibatches(examples, self.settings.minibatches)
-        batches = [pack(part, self.settings.token_budget) for part in parts]
+        batches = [self.pack(part) for part in parts]
+        factors = _factors(parts)
         one_step = len(parts) * self.settings.epochs == 1
         old = None if one_step else [[self._logprobs(batch) for batch in part] for part in batches]
         meter = _Meter()
         for _ in range(self.settings.epochs):
             for index, part in enumerate(batches):
-                self._step(part, None if old is None else old[index], len(batches), meter)
+                self._step(part, None if old is None else old[index], factors[index], meter)
         return {**meter.figures(), "lr": learning_rate}
+
+    def pack(self, examples: Sequence[Example]) -> list[MicroBatch]:
+        """Micro-batches of at most the budget, as the engine counts its prompts."""
+        return pack(examples, self.settings.token_budget, shared_prompts=self.policy.shares_prompts)
 
     def reference_logprobs(self, batch: MicroBatch) -> Tensor:
         """log π_ref [S] of a batch's tokens, for the KL in the reward."""
@@ -140,11 +148,11 @@ class Learner:
             return self.reference.score(batch.groups, temperature=self.settings.temperature).logprobs_S
 
     def _step(
-        self, batches: Sequence[MicroBatch], old: Sequence[Tensor] | None, minibatches: int, meter: _Meter
+        self, batches: Sequence[MicroBatch], old: Sequence[Tensor] | None, factors: Mapping[str, float], meter: _Meter
     ) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         for index, batch in enumerate(batches):
-            loss = self._loss(batch, None if old is None else old[index], minibatches, meter)
+            loss = self._loss(batch, None if old is None else old[index], factors, meter)
             if not math.isfinite(loss.item()):
                 raise DivergedError(f"the loss is {loss.item()}", batch.examples)
             loss.backward()
@@ -157,17 +165,18 @@ class Learner:
             raise DivergedError(f"the gradient's norm is {norm.item()}", examples)
         meter.steps += 1
         meter.grad_norm += norm.item()
+        self.optimizer_steps += 1
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.policy.refresh()
 
-    def _loss(self, batch: MicroBatch, old_S: Tensor | None, minibatches: int, meter: _Meter) -> Tensor:
+    def _loss(self, batch: MicroBatch, old_S: Tensor | None, factors: Mapping[str, float], meter: _Meter) -> Tensor:
         """Σ_S weight_S · (−ρ A + β KL): L_Sol + α_Ch L_Ch, arXiv 2509.07414, Algorithm 1."""
         policy, reference = self._scores(batch)
         device = policy.logprobs_S.device
         advantage_S = torch.from_numpy(batch.per_token([e.advantage for e in batch.examples])).to(device)
         # A minibatch is a share of the batch that the weights were normalised over.
-        weights = [e.token_weight * minibatches for e in batch.examples]
+        weights = [e.token_weight * factors[e.tag] for e in batch.examples]
         weight_S = torch.from_numpy(batch.per_token(weights)).to(device)
         s = self.settings
         loss_S = policy_gradient(policy.logprobs_S, advantage_S, old_S, s.clip_low, s.clip_high)
@@ -201,18 +210,39 @@ class Learner:
 
 
 def _minibatches(examples: Sequence[Example], count: int) -> list[list[Example]]:
-    """Deal whole prompts out in turn, so that a group's prefix is still computed once."""
+    """Deal each tag out by itself: whole prompts where there are enough (each prefix is computed once), else examples.
+
+    A tag of fewer examples than minibatches is absent from some; a minibatch without any example is left out.
+    """
     if count == 1:
         return [list(examples)]
-    place: dict[tuple[int, ...], int] = {}
-    parts: list[list[Example]] = [[] for _ in range(count)]
+    tags: dict[str, dict[tuple[int, ...], list[Example]]] = {}
     for example in examples:
-        parts[place.setdefault(example.prompt_ids, len(place) % count)].append(example)
+        tags.setdefault(example.tag, {}).setdefault(example.prompt_ids, []).append(example)
+    parts: list[list[Example]] = [[] for _ in range(count)]
+    for groups in tags.values():
+        shares = list(groups.values())
+        if len(shares) < count:
+            shares = [[example] for group in shares for example in group]
+        for index, share in enumerate(shares):
+            parts[index % count] += share
     return [part for part in parts if part]
 
 
+def _factors(parts: Sequence[Sequence[Example]]) -> list[dict[str, float]]:
+    """What each minibatch multiplies a tag's weights by, as they were normalised over the whole batch.
+
+    Shares are by examples: a tag weighs in a minibatch what it does in the batch, and where it is absent from some
+    minibatches the others make up for it.
+    """
+    counts = [Counter(example.tag for example in part) for part in parts]
+    total = sum(counts, Counter())
+    present = Counter(tag for count in counts for tag in count)
+    return [{tag: total[tag] / n * (len(parts) / present[tag]) for tag, n in count.items()} for count in counts]
+
+
 class _Meter:
-    """Sums a batch's figures by tag; tensors stay on the device until the end."""
+    """Sums a batch's figures by tag: a micro-batch's values are fetched from the device at once, when it is scored."""
 
     def __init__(self) -> None:
         self.loss = self.grad_norm = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -34,8 +34,10 @@ class Clock:
         return {**self._laps, "seconds/step": self.total}
 
 
-def turn_rows(turns: Sequence[Turn], payoffs: Payoffs, advantages: Advantages) -> list[dict[str, Any]]:
-    """Turns as rows of a table: one a turn, parents by index."""
+def turn_rows(
+    turns: Sequence[Turn], payoffs: Payoffs, advantages: Advantages, trained: Collection[Turn]
+) -> list[dict[str, Any]]:
+    """Turns as rows of a table: one a turn, parents by index. trained: those the update saw."""
     index = {turn: number for number, turn in enumerate(turns)}
     return [
         {
@@ -51,7 +53,7 @@ def turn_rows(turns: Sequence[Turn], payoffs: Payoffs, advantages: Advantages) -
             "payoff": payoffs[turn].total if turn in payoffs else None,
             "parts": json.dumps(payoffs[turn].parts) if turn in payoffs else None,
             "advantage": advantages.get(turn),
-            "trained": turn in advantages,
+            "trained": turn in trained,
             "info": json.dumps(dict(turn.info), default=_plain),
         }
         for turn in turns

@@ -28,6 +28,7 @@ from sparring.build import (
     resolve_device,
     solver_role,
 )
+from sparring.checkpoint import latest_good
 from sparring.config import ChallengeConfig, RunConfig, read_yaml, validated
 from sparring.evaluation.comparison import Evaluation
 from sparring.evaluation.heldout import HeldOut
@@ -37,7 +38,7 @@ from sparring.paths import anchored
 from sparring.rewards.base import Reward
 from sparring.runfolder import RunFolder, write_json_atomic
 from sparring.sampling.local import LocalSampler
-from sparring.tracking import open_tracker
+from sparring.tracking import Tracker, open_tracker
 from sparring.trainer import Observer, Schedule, Silent, Trainer
 
 DEVELOPMENT_SEED = 1  # of the held-out questions asked while training; evaluation.seed is for the end alone
@@ -93,7 +94,7 @@ def evaluate(
     scores = []
     for path in (base, model):
         models = build_models(_solver_only(config, path), trainable=False)
-        scores.append(test.scores(build_sampler(models, config.seed).at(0)))
+        scores.append(test.scores(build_sampler(models, config).at(0)))
     evaluation = test.compare(scores[1], scores[0])
     return evaluation, {**_record(evaluation, config, base, seed), "model": model}
 
@@ -176,7 +177,7 @@ def assemble(
     game = game or build_game(config)
     models = build_models(config)
     require_room(game, models)
-    sampler = build_sampler(models, config.seed)
+    sampler = build_sampler(models, config)
     watched = held_out(config, DEVELOPMENT_SEED, config.evaluation.n)
     trainer = Trainer(
         game=game,
@@ -197,7 +198,8 @@ def assemble(
         aggregation=AGGREGATIONS[config.learner.aggregation],
         k1_in_reward=config.learner.beta if config.learner.kl == "k1" else 0.0,
         skip_dead_groups=config.learner.skip_dead_groups,
-        trackers=[open_tracker(t, folder.path.name, folder.path, config.model_dump()) for t in config.trackers],
+        dtype=resolve_dtype(config.model.dtype, resolve_device(config.model.device)),
+        trackers=_trackers(config, folder),
         observer=observer,
     )
     return Assembly(config, models, sampler, trainer)
@@ -217,6 +219,19 @@ def _withdraw(folder: RunFolder) -> None:
 def _finish(parts: Assembly, folder: RunFolder, observer: Observer) -> Evaluation | None:
     parts.trainer.run()
     return final_evaluation(parts.config, folder, parts.models, parts.sampler, observer)
+
+
+def _trackers(config: RunConfig, folder: RunFolder) -> list[Tracker]:
+    """The run's trackers, going on where an earlier part of the run stopped."""
+    if not config.trackers:
+        return []
+    last = latest_good(folder.checkpoints, lambda _: None)
+    step = 0 if last is None else last.step + 1
+    identity = f"{folder.path.name}-{config.seed}-{folder.read_lineage()['stages'][-1]['started']}"
+    return [
+        open_tracker(name, folder.path.name, folder.path, config.model_dump(), step=step, resume_id=identity)
+        for name in config.trackers
+    ]
 
 
 def held_out(config: RunConfig, seed: int, n: int) -> HeldOut | None:
@@ -240,7 +255,7 @@ def final_evaluation(
         base_scores = test.scores(sampler.at(0), "reference")
     else:
         start = build_models(_solver_only(config, config.model.path), trainable=False)
-        base_scores = test.scores(build_sampler(start, config.seed).at(0))
+        base_scores = test.scores(build_sampler(start, config).at(0))
     evaluation = test.compare(test.scores(sampler.at(0)), base_scores)
     record = _record(evaluation, config, config.model.path, config.evaluation.seed)
     write_json_atomic(folder.evaluation, record)

@@ -1,6 +1,6 @@
 """A run's folder: what a run leaves behind, written so that a crash at any moment loses nothing older.
 
-config.yaml      the resolved configuration          lineage.json   model, stage and commit
+config.yaml      the resolved configuration          lineage.json   model, stages and versions
 metrics.jsonl    one line per step                   evaluation.json, report.html
 turns/step-000012.parquet                            checkpoints/step-000012/
 model/           the final export
@@ -345,7 +345,7 @@ class RunFolder:
     # --- lineage ---------------------------------------------------------------------------------
 
     def write_lineage(self, record: Mapping[str, Any]) -> None:
-        """Write lineage.json: which model, which stage, which commit."""
+        """Write lineage.json: which model, which stages, which versions."""
         write_json_atomic(self.lineage, dict(record))
 
     def read_lineage(self) -> dict[str, Any]:

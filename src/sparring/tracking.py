@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -33,6 +35,17 @@ class Tracker(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class TrackerStart:
+    """What a tracker starts from; the fields are `open_tracker`'s arguments."""
+
+    run_name: str
+    folder: Path
+    config: Mapping[str, Any]
+    step: int = 0
+    resume_id: str | None = None
+
+
 class NoTracker:
     """Shows nothing."""
 
@@ -46,11 +59,12 @@ class NoTracker:
 class TensorBoardTracker:
     """Event files in `<folder>/tensorboard`, for `tensorboard --logdir`."""
 
-    def __init__(self, run_name: str, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, start: TrackerStart) -> None:
         board = _load("torch.utils.tensorboard", "tensorboard")
-        self._writer = board.SummaryWriter(str(folder / "tensorboard"))
-        lines = [f"    {key}: {value}" for key, value in config.items()]
-        self._writer.add_text("config", "\n".join([run_name, "", *lines]))
+        # What an interrupted session logged after its last checkpoint comes again.
+        self._writer = board.SummaryWriter(str(start.folder / "tensorboard"), purge_step=start.step)
+        lines = [f"    {key}: {value}" for key, value in start.config.items()]
+        self._writer.add_text("config", "\n".join([start.run_name, "", *lines]), start.step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -62,10 +76,18 @@ class TensorBoardTracker:
 
 
 class TrackioTracker:
-    """A local trackio dashboard (`trackio show`)."""
+    """A local trackio dashboard (`trackio show`).
 
-    def __init__(self, run_name: str, folder: Path, config: Mapping[str, Any]) -> None:
-        self._run = _load("trackio", "trackio").init(project=PROJECT, name=run_name, config=dict(config))
+    A resumed run goes on under its name; steps that come again are logged again, since trackio takes none back.
+    """
+
+    def __init__(self, start: TrackerStart) -> None:
+        self._run = _load("trackio", "trackio").init(
+            project=PROJECT,
+            name=start.run_name,
+            config=dict(start.config),
+            resume="allow" if start.step else "never",
+        )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
@@ -75,16 +97,27 @@ class TrackioTracker:
 
 
 class WandbTracker:
-    """Weights & Biases; its own environment variables (WANDB_MODE, WANDB_ENTITY) apply."""
+    """Weights & Biases; its own environment variables (WANDB_MODE, WANDB_ENTITY) apply.
 
-    def __init__(self, run_name: str, folder: Path, config: Mapping[str, Any]) -> None:
-        self._run = _load("wandb", "wandb").init(project=PROJECT, name=run_name, dir=str(folder), config=dict(config))
+    A resumed run goes on under its id; wandb leaves out steps that come again.
+    """
+
+    def __init__(self, start: TrackerStart) -> None:
+        resumable = {} if start.resume_id is None else {"id": _wandb_id(start.resume_id), "resume": "allow"}
+        self._run = _load("wandb", "wandb").init(
+            project=PROJECT, name=start.run_name, dir=str(start.folder), config=dict(start.config), **resumable
+        )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
 
     def finish(self) -> None:
         self._run.finish()
+
+
+def _wandb_id(text: str) -> str:
+    """Without the characters that wandb refuses in an id; the last 64, where a start time stands."""
+    return re.sub(r"[^\w.-]", "-", text, flags=re.ASCII)[-64:]
 
 
 class GuardedTracker:
@@ -113,26 +146,34 @@ class GuardedTracker:
             )
 
 
-TRACKERS: Mapping[str, Callable[[str, Path, Mapping[str, Any]], Tracker]] = {
+TRACKERS: Mapping[str, Callable[[TrackerStart], Tracker]] = {
     "tensorboard": TensorBoardTracker,
     "trackio": TrackioTracker,
     "wandb": WandbTracker,
 }
 
 
-def open_tracker(name: str | None, run_name: str, folder: Path, config: Mapping[str, Any]) -> Tracker:
+def open_tracker(
+    name: str | None,
+    run_name: str,
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    step: int = 0,
+    resume_id: str | None = None,
+) -> Tracker:
     """Start the tracker called `name` (None or "none": a silent one), guarded against its own failures.
+
+    step: the first that will be logged; what an earlier session of the run logged from there on is replaced where
+    the tracker can. resume_id: the same in every session of a run and in no other run.
 
     Raises TrackerError where the name is unknown, the package is missing or the tracker does not start.
     """
     if name is None or name == "none":
         return NoTracker()
-    if name not in TRACKERS:
-        near = difflib.get_close_matches(name, [*TRACKERS, "none"], n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise TrackerError(f"unknown tracker {name!r}: {hint}choose from {', '.join(TRACKERS)} or none")
+    require_known(name)
     try:
-        return GuardedTracker(name, TRACKERS[name](run_name, folder, config))
+        return GuardedTracker(name, TRACKERS[name](TrackerStart(run_name, folder, config, step, resume_id)))
     except TrackerError:
         raise
     except Exception as error:
@@ -140,6 +181,14 @@ def open_tracker(name: str | None, run_name: str, folder: Path, config: Mapping[
             f"tracker {name!r} did not start: {type(error).__name__}: {error}. "
             "Put that right or set the tracker to none"
         ) from error
+
+
+def require_known(name: str) -> None:
+    """Raise TrackerError, with the nearest name, where there is no such tracker ("none" is one)."""
+    if name not in (known := [*TRACKERS, "none"]):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise TrackerError(f"unknown tracker {name!r}: {hint}choose from {', '.join(TRACKERS)} or none")
 
 
 def _load(module: str, extra: str) -> ModuleType:

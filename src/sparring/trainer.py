@@ -13,14 +13,12 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sparring.batching import Aggregation, Example, pack, to_examples
+from sparring.batching import Aggregation, Example, is_trained, to_examples
 from sparring.checkpoint import (
     Checkpoint,
     CheckpointError,
     clear_leftovers,
-    flatten_optimizer,
     latest_good,
-    restore_optimizer,
     save_checkpoint,
 )
 from sparring.games.base import Game
@@ -28,11 +26,13 @@ from sparring.interrupts import Interrupts
 from sparring.learner import DivergedError, Learner
 from sparring.lm.load import load_model, save_model
 from sparring.losses import k1
+from sparring.optimizer_state import flatten_optimizer, restore_optimizer
 from sparring.records import Clock, turn_rows
 from sparring.runfolder import RunFolder, RunFolderError, fsync_path, write_json_atomic
 from sparring.sampling.local import LocalSampler
 from sparring.tracking import Tracker
 from sparring.types import Advantages, Payoffs, Turn
+from sparring.watch import Watch
 
 Metrics = dict[str, float]
 
@@ -92,6 +92,7 @@ class Trainer:
     Args:
         k1_in_reward: β of the KL that is taken off the payoffs (0: the KL, if any, is in the loss).
         skip_dead_groups: see batching.to_examples.
+        dtype: compute precision: how far sampler and learner may differ before it is said.
     """
 
     game: Game
@@ -103,10 +104,15 @@ class Trainer:
     aggregation: Aggregation
     k1_in_reward: float = 0.0
     skip_dead_groups: bool = False
+    dtype: torch.dtype = torch.float32
     trackers: Sequence[Tracker] = ()
     observer: Observer = field(default_factory=Silent)
     _saved: int = field(default=-1, init=False)  # step of the newest good checkpoint
     _began: float = field(default=0.0, init=False)
+    _watch: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._watch = Watch(self.observer.said, self.dtype)
 
     def run(self) -> int:
         """Train to the end, from the last good checkpoint where there is one; returns the last step.
@@ -125,7 +131,7 @@ class Trainer:
         step, elapsed = self._resume()
         self.observer.started(step, self.schedule.steps)
         self._began = time.monotonic() - elapsed
-        with Interrupts() as interrupts:
+        with Interrupts(self.observer.said) as interrupts:
             if step == 0:
                 self._record(0, self._evaluation(0), [], {})
             while step < self.schedule.steps and not self._out_of_time():
@@ -154,12 +160,7 @@ class Trainer:
             self._keep(step - 1, before)
             raise
         examples = to_examples(turns, advantages, self.aggregation, skip_zero=self.skip_dead_groups)
-        try:
-            learned = self.learner.update(examples, self.schedule.learning_rate(step))
-        except DivergedError as error:
-            raise self._diverged(step, str(error), error.examples) from error
-        if not self._finite():
-            raise self._diverged(step, "the update made parameters NaN or infinite", examples)
+        learned = self._learn(step, examples, before)
         clock.lap("update")
         sampled = float(sum(len(turn.completion_ids) for turn in turns))
         figures = {**self.game.metrics(turns, payoffs), **learned, "tokens/sampled": sampled}
@@ -167,6 +168,21 @@ class Trainer:
         figures |= self._evaluation(step)
         clock.lap("evaluate")
         self._record(step, figures | clock.figures(), turns, payoffs, advantages)
+
+    def _learn(self, step: int, examples: Sequence[Example], before: dict[str, Any]) -> Metrics:
+        taken = self.learner.optimizer_steps
+        try:
+            learned = self.learner.update(examples, self.schedule.learning_rate(step))
+        except Exception as error:
+            if self.learner.optimizer_steps == taken:
+                self._keep(step - 1, before)
+            if isinstance(error, DivergedError):
+                raise self._diverged(step, str(error), error.examples) from error
+            raise
+        if not self._finite():
+            raise self._diverged(step, "the update made parameters NaN or infinite", examples)
+        self._watch.learned(step, len(examples), learned)
+        return learned
 
     def _with_kl(self, turns: Sequence[Turn], payoffs: Payoffs) -> Payoffs:
         """k1 in the reward: r − β Σ_t (log π − log π_ref), before centring."""
@@ -178,7 +194,7 @@ class Trainer:
             if turn.model == "policy" and turn.role.weight > 0 and turn.completion_ids
         }
         penalty: dict[Example, float] = {}
-        for batch in pack(list(examples.values()), self.learner.settings.token_budget):
+        for batch in self.learner.pack(list(examples.values())):
             lengths = [len(example.completion_ids) for example in batch.examples]
             for example, reference_T in zip(
                 batch.examples, self.learner.reference_logprobs(batch).split(lengths), strict=True
@@ -207,7 +223,9 @@ class Trainer:
         self.folder.append_metrics({"step": step, **figures})
         every = self.schedule.turns_every
         if turns and every and step % every == 0:
-            self.folder.write_turns(step, turn_rows(turns, payoffs, advantages or {}))
+            paid = advantages or {}
+            trained = {turn for turn in turns if is_trained(turn, paid, skip_zero=self.skip_dead_groups)}
+            self.folder.write_turns(step, turn_rows(turns, payoffs, paid, trained))
         for tracker in self.trackers:
             tracker.log(step, figures)
         if turns:
@@ -222,7 +240,7 @@ class Trainer:
         return math.isfinite(torch.nn.utils.get_total_norm(parameters, math.inf).item())
 
     def _keep(self, step: int, game: dict[str, Any]) -> None:
-        """The next step's play failed (a reward raised, say): save first what was learned up to `step`."""
+        """The next step failed (a reward raised, memory ran out): save first what was learned up to `step`."""
         if not self._finite():
             raise DivergedError(f"after step {step} the model's parameters are NaN or infinite; {self._remedy()}", [])
         if step <= max(0, self._saved):
@@ -230,7 +248,7 @@ class Trainer:
         try:
             self._save(step, game)
         except CheckpointError as error:
-            self.observer.said(str(error))  # the failed play is what the caller must hear of
+            self.observer.said(str(error))  # the failed step is what the caller must hear of
         else:
             self.observer.said(f"step {step + 1} failed; everything up to step {step} is saved")
 
@@ -304,7 +322,7 @@ class Trainer:
             {
                 "tag": e.tag,
                 "advantage": repr(e.advantage),
-                "token_weight": e.token_weight,
+                "token_weight": repr(e.token_weight),
                 "prompt_ids": list(e.prompt_ids),
                 "completion_ids": list(e.completion_ids),
             }

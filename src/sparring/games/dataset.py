@@ -62,10 +62,12 @@ class Dataset(Game):
         if f"dead_groups/{self.solver.name}" in figures:
             figures["game/dead_groups"] = figures[f"dead_groups/{self.solver.name}"]
         figures["game/query_length"] = float(np.mean([len(turn.prompt_ids) for turn in turns]))
+        figures |= {f"reward/{name}": value for name, value in self.reward.drain().items()}
         return figures
 
     def _prompt(self, row: Row) -> Prompt:
-        info = {**row.columns, "query_text": row.query}
+        # After the columns: a data set's column of that name must not pass for ours.
+        info = {**row.columns, "query_text": row.query, "conversational": row.messages is not None, "too_long": False}
         if row.messages is not None:
-            return Prompt(row.messages, None, {**info, "conversational": True})
+            return Prompt(row.messages, None, info)
         return self.solver.prompt(query=row.query, info=info)

@@ -143,6 +143,7 @@ class LSPZero(Game):
         own = own or of_role(turns, self.challenger)
         queries = [query_of(turn) for turn in own]
         figures = super().metrics(turns, payoffs)
+        figures |= {f"reward/{name}": value for name, value in self.reward.drain().items()}
         solver_reward = figures.get(f"payoff/{self.solver.name}/reward")
         if solver_reward is not None:
             figures["game/V"] = solver_reward

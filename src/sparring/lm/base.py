@@ -89,7 +89,10 @@ class LanguageModel(Protocol):
     A trainable one holds compute copies of a transformers model's fp32 parameters (the masters):
     after each backward pass `collect_gradients` adds the copies' gradients to the masters' `.grad` in
     fp32 and clears them; after each optimiser step `refresh` copies the masters in again.
+    `shares_prompts`: whether `score` computes a group's prompt once, or again for every completion.
     """
+
+    shares_prompts: bool
 
     def generate(
         self,

@@ -33,6 +33,8 @@ class GenericLM:
     can't run: an encoder-decoder, or one without a transformers `Cache` (Mamba, RWKV).
     """
 
+    shares_prompts: bool = False
+
     def __init__(
         self,
         model: PreTrainedModel,

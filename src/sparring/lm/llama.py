@@ -75,6 +75,8 @@ class FastLlama:
     Raises ValueError where `unsupported(model)` gives a reason.
     """
 
+    shares_prompts: bool = True
+
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype, trainable: bool) -> None:
         reason = self.unsupported(model)
         if reason is not None:

@@ -33,8 +33,8 @@ def arena_run(steps: int, **game: Any) -> RunConfig:
     """A run on the shipped arena, every recipe with the same optimiser, so that only the game differs between them.
 
     Chosen for a tiny model and short runs, not the paper's: N 40, G 8, AdamW 3e-4, standardised advantages, token
-    means, exact KL .02, turns without advantage left out, α .3. An invalid query is paid 0, as under the paper's game: the
-    verifier finds every answer to it wrong, so V = 0.
+    means, exact KL .02, turns without advantage left out, α .3. An invalid query is paid 0, as under the paper's game:
+    the verifier finds every answer to it wrong, so V = 0.
     """
     return RunConfig(
         steps=steps,

@@ -127,7 +127,8 @@ def _read_metrics(file: Path, notes: list[str]) -> tuple[Row, ...]:
 
 
 def _lines(file: Path) -> Iterator[Any]:
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    # Not splitlines(): JSON allows U+2028 and other line ends inside a string.
+    for line in file.read_bytes().decode("utf-8", errors="replace").split("\n"):
         if line.strip():
             try:
                 yield json.loads(line)

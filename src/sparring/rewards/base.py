@@ -1,7 +1,8 @@
 """Rewards: plain callables, sync or async, ours or TRL's.
 
 A reward is `(queries, answers, **columns) -> list[float | None]`: one number an answer, None where it can't
-say. A function with a `completions` parameter is taken to have TRL's signature and is called TRL's way.
+say. A function with a `completions` parameter is taken to have TRL's signature and is called TRL's way: with
+texts, or with lists of messages where the prompt came as messages.
 """
 
 from __future__ import annotations
@@ -11,18 +12,28 @@ import importlib
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
+from types import ModuleType
 from typing import Any
+from uuid import uuid4
+from weakref import finalize
 
 from sparring.types import Message, Turn
 
 RewardFunction = Callable[..., "Sequence[float | None] | Awaitable[Sequence[float | None]]"]
 
 
-LARGEST = 1e12
-"""Beyond this the squares of payoffs lose all precision, and nothing downstream could name the reward any more."""
+LARGEST = 1e30
+"""Beyond this advantages leave float32, and nothing downstream could name the reward any more."""
+
+RESERVED = {"queries", "answers", "prompts", "completions", "conversational", "query_text"}
+"""Names that are never passed as columns."""
+
+TRLS_OWN = {"completion_ids", "trainer_state", "log_extra", "log_metric"}
+"""What TRL's trainer passes beside the columns."""
 
 
 class RewardError(ValueError):
@@ -32,31 +43,64 @@ class RewardError(ValueError):
 class Reward:
     """A user's reward function, checked.
 
+    A function of TRL's signature that names `log_metric` gets it: the values are kept in `logged`. One that names
+    `log_extra` gets a callable that drops what it is given (turns have no extra columns). `trainer_state` is never
+    given. Async functions run in one event loop for the life of the Reward, so they may keep a client between calls.
+
     Args:
         function: `(queries, answers, **columns)`, or TRL's `(prompts, completions, **columns)`; may be async.
         name: how reports and errors call it.
+
+    Raises:
+        RewardError: a function of TRL's signature can't do without `trainer_state`.
     """
 
     def __init__(self, function: RewardFunction, name: str | None = None) -> None:
         self.name = name or getattr(function, "__name__", type(function).__name__)
         self._function = function
-        parameters = inspect.signature(function).parameters.values()
-        self._trl = any(parameter.name == "completions" for parameter in parameters)
-        self._any_column = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-        self._columns = {parameter.name for parameter in parameters}
+        parameters = inspect.signature(function).parameters
+        self._trl = "completions" in parameters
+        self._any_column = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        self._named = set(parameters)
+        self._values: dict[str, list[float]] = {}
+        self._loop: _Loop | None = None
+        state = parameters.get("trainer_state")
+        if self._trl and state is not None and state.default is state.empty:
+            raise RewardError(f"reward {self.name!r}: trainer_state is not supplied here; give it a default (None)")
+
+    @property
+    def logged(self) -> dict[str, float]:
+        """Each metric that the function gave to log_metric: its mean over the calls since the last drain()."""
+        return {name: sum(values) / len(values) for name, values in self._values.items()}
+
+    def drain(self) -> dict[str, float]:
+        """`logged`, which then starts anew."""
+        logged = self.logged
+        self._values.clear()
+        return logged
 
     def __call__(self, queries: Sequence[str], answers: Sequence[Turn]) -> list[float | None]:
         """Score answers; columns are what the answers' prompts know (a data set's row, the query's family).
 
+        An answer never sampled because its prompt was too long is not shown to the function; its score is None.
+
         Raises:
             RewardError: the function raised, returned the wrong count, or a number that is not finite.
         """
-        if not answers:
-            return []
+        sampled = [index for index, turn in enumerate(answers) if not turn.info.get("too_long")]
+        scores: list[float | None] = [None] * len(answers)
+        if sampled:
+            given = self._scores([queries[index] for index in sampled], [answers[index] for index in sampled])
+            for index, score in zip(sampled, given, strict=True):
+                scores[index] = score
+        return scores
+
+    def _scores(self, queries: Sequence[str], answers: Sequence[Turn]) -> list[float | None]:
         try:
             scores = self._call(queries, answers)
             if inspect.isawaitable(scores):
-                scores = _wait_for(scores)
+                self._loop = self._loop or _Loop()
+                scores = self._loop.wait_for(scores)
         except Exception as error:
             raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}") from error
         return self._checked(scores, answers)
@@ -66,18 +110,24 @@ class Reward:
         if not self._trl:
             return self._function(list(queries), [turn.text for turn in answers], **columns)
         given: dict[str, Any] = {
-            "prompts": [list(turn.prompt.messages) for turn in answers],
-            "completions": [_as_reply(turn) for turn in answers],
+            "prompts": [_prompt(turn) for turn in answers],
+            "completions": [_completion(turn) for turn in answers],
         }
-        given |= self._wanted({"completion_ids": [list(turn.completion_ids) for turn in answers]})
+        if self._any_column or "completion_ids" in self._named:
+            given["completion_ids"] = [list(turn.completion_ids) for turn in answers]
+        loggers = {"log_extra": _drop, "log_metric": self._log_metric}
+        given |= {name: logger for name, logger in loggers.items() if name in self._named}
         return self._function(**given, **columns)
 
+    def _log_metric(self, name: str, value: float) -> None:
+        self._values.setdefault(name, []).append(float(value))
+
     def _wanted(self, columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        taken = {"queries", "answers", "prompts", "completions"}
+        taken = RESERVED | TRLS_OWN if self._trl else RESERVED
         return {
             name: values
             for name, values in columns.items()
-            if name not in taken and (self._any_column or name in self._columns)
+            if name not in taken and (self._any_column or name in self._named)
         }
 
     def _checked(self, scores: Any, answers: Sequence[Turn]) -> list[float | None]:
@@ -113,41 +163,76 @@ def load_reward(target: str) -> Reward:
 
 
 def load_object(target: str, setting: str) -> Any:
-    """Import `package.module:name` or `path/to/file.py:name`.
+    """Import `package.module:name` (from the working directory too) or `path/to/file.py:name`.
 
     Raises:
-        ValueError: no such module, file or name; the message names the setting.
+        ValueError: no such module, file or name, or it can't be imported; the message names the setting.
     """
     source, colon, name = target.rpartition(":")
     if not colon or not source or not name:
         raise ValueError(f"{setting} takes package.module:name or file.py:name, not {target!r}")
-    if source.endswith(".py"):
-        path = Path(source)
-        if not path.is_file():
-            raise ValueError(f"{setting}: there is no file {source}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        try:
-            module = importlib.import_module(source)
-        except ModuleNotFoundError as error:
+    if source.endswith(".py") and not Path(source).is_file():
+        raise ValueError(f"{setting}: there is no file {source}")
+    try:
+        module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{source}.".startswith(f"{error.name}."):
             raise ValueError(f"{setting}: no module {source!r} can be imported ({error})") from error
+        raise ValueError(f"{setting}: {source} can't be imported ({type(error).__name__}: {error})") from error
     if not hasattr(module, name):
         public = ", ".join(sorted(n for n in vars(module) if not n.startswith("_")))
         raise ValueError(f"{setting}: {source} has no {name!r}; it has: {public}")
     return getattr(module, name)
 
 
-def _wait_for(awaitable: Awaitable[Any]) -> Any:
+def _import_file(path: Path) -> ModuleType:
+    # Dataclasses look their module up in sys.modules; a name of its own keeps the file from hiding another module.
+    name = f"sparring_file_{uuid4().hex}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(_await(awaitable))
-    # In a notebook this thread's loop is running already: the reward gets a thread, and so a loop, of its own.
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, _await(awaitable)).result()
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _import_module(source: str) -> ModuleType:
+    # As `python -m` does: a console script's path begins with its own folder instead.
+    folder = str(Path.cwd())
+    if not {"", folder} & set(sys.path):
+        sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    return importlib.import_module(source)
+
+
+class _Loop:
+    """An event loop that runs in a thread of its own until this object goes.
+
+    What an async function keeps between calls (a client, its connections) stays bound to a loop that runs, and a
+    caller whose own loop is running already, as in a notebook, is no special case.
+    """
+
+    def __init__(self) -> None:
+        # A loop factory, or Runner would make its loop the calling thread's current one.
+        runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = runner.get_loop()
+        Thread(target=_serve, args=(runner,), name="reward", daemon=True).start()
+        finalize(self, self._loop.call_soon_threadsafe, self._loop.stop).atexit = False
+
+    def wait_for(self, awaitable: Awaitable[Any]) -> Any:
+        future = asyncio.run_coroutine_threadsafe(_await(awaitable), self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # does something only if the wait was interrupted
+
+
+def _serve(runner: asyncio.Runner) -> None:
+    with runner:
+        runner.get_loop().run_forever()
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:
@@ -159,5 +244,15 @@ def _columns(answers: Sequence[Turn]) -> dict[str, list[Any]]:
     return {name: [turn.info.get(name) for turn in answers] for name in names}
 
 
-def _as_reply(turn: Turn) -> list[Message]:
-    return [{"role": "assistant", "content": turn.text}]
+def _prompt(turn: Turn) -> str | list[Message]:
+    if turn.info.get("conversational"):
+        return list(turn.prompt.messages)
+    return str(turn.info.get("query_text", turn.prompt.messages[-1]["content"]))
+
+
+def _completion(turn: Turn) -> str | list[Message]:
+    return [{"role": "assistant", "content": turn.text}] if turn.info.get("conversational") else turn.text
+
+
+def _drop(column: str, values: Sequence[Any]) -> None:
+    """TRL's log_extra, where there is no table of completions to add a column to."""
