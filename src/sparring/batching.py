@@ -184,7 +184,7 @@ def _split(group: list[Example], token_budget: int) -> list[list[Example]]:
     """Cut a prompt's completions, longest first, where the padding saved outweighs computing the prompt again."""
     rest = sorted(group, key=lambda example: len(example.completion_ids), reverse=True)
     prompt = len(rest[0].prompt_ids)
-    pieces = []
+    pieces: list[list[Example]] = []
     while rest:
         longest = len(rest[0].completion_ids)
         fit = max(1, (token_budget - prompt) // max(1, longest))

@@ -38,7 +38,7 @@ class Query:
     reserved: bool = False
     family: str | None = None
     level: float | None = None
-    columns: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def answerable(self) -> bool:
@@ -69,7 +69,7 @@ class TestItem:
     item_id: str
     subset: tuple[str, ...]
     query: str
-    columns: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)

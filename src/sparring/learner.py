@@ -155,7 +155,7 @@ class Learner:
             loss = self._loss(batch, None if old is None else old[index], factors, meter)
             if not math.isfinite(loss.item()):
                 raise DivergedError(f"the loss is {loss.item()}", batch.examples)
-            loss.backward()
+            torch.autograd.backward(loss)
             self.policy.collect_gradients()
         limit = self.settings.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
@@ -174,10 +174,10 @@ class Learner:
         """Σ_S weight_S · (−ρ A + β KL): L_Sol + α_Ch L_Ch, arXiv 2509.07414, Algorithm 1."""
         policy, reference = self._scores(batch)
         device = policy.logprobs_S.device
-        advantage_S = torch.from_numpy(batch.per_token([e.advantage for e in batch.examples])).to(device)
+        advantage_S = torch.as_tensor(batch.per_token([e.advantage for e in batch.examples])).to(device)
         # A minibatch is a share of the batch that the weights were normalised over.
         weights = [e.token_weight * factors[e.tag] for e in batch.examples]
-        weight_S = torch.from_numpy(batch.per_token(weights)).to(device)
+        weight_S = torch.as_tensor(batch.per_token(weights)).to(device)
         s = self.settings
         loss_S = policy_gradient(policy.logprobs_S, advantage_S, old_S, s.clip_low, s.clip_high)
         kl_S = None
@@ -236,7 +236,7 @@ def _factors(parts: Sequence[Sequence[Example]]) -> list[dict[str, float]]:
     minibatches the others make up for it.
     """
     counts = [Counter(example.tag for example in part) for part in parts]
-    total = sum(counts, Counter())
+    total: Counter[str] = sum(counts, Counter[str]())
     present = Counter(tag for count in counts for tag in count)
     return [{tag: total[tag] / n * (len(parts) / present[tag]) for tag, n in count.items()} for count in counts]
 
@@ -279,5 +279,5 @@ class _Meter:
     def _gap(self, batch: MicroBatch, logprobs_S: Tensor) -> Tensor | None:
         if self.steps:
             return None  # after the first step sampler and learner differ, as they should
-        sampled_S = torch.from_numpy(np.concatenate([e.sampler_logprobs for e in batch.examples]))
+        sampled_S = torch.as_tensor(np.concatenate([e.sampler_logprobs for e in batch.examples]))
         return (logprobs_S.detach().cpu() - sampled_S).abs()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -50,4 +50,4 @@ class Renderer:
             return_dict=False,
             **self.template_kwargs,
         )
-        return tuple(int(token) for token in ids)
+        return tuple(int(token) for token in cast(list[int], ids))

@@ -196,10 +196,9 @@ class Trainer:
         penalty: dict[Example, float] = {}
         for batch in self.learner.pack(list(examples.values())):
             lengths = [len(example.completion_ids) for example in batch.examples]
-            for example, reference_T in zip(
-                batch.examples, self.learner.reference_logprobs(batch).split(lengths), strict=True
-            ):
-                logprob_T = torch.from_numpy(example.sampler_logprobs)
+            pieces: Sequence[torch.Tensor] = torch.split(self.learner.reference_logprobs(batch), lengths)
+            for example, reference_T in zip(batch.examples, pieces, strict=True):
+                logprob_T = torch.as_tensor(example.sampler_logprobs)
                 penalty[example] = float(k1(logprob_T, reference_T.cpu()).sum()) * self.k1_in_reward
         return {
             turn: payoff.plus("kl", -penalty[examples[turn]]) if turn in examples else payoff

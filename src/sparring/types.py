@@ -27,7 +27,7 @@ class Prompt:
 
     messages: tuple[Message, ...]
     parent: Turn | None = None
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Turn:
     text: str
     finish: Finish
     model: ModelName = "policy"
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def parent(self) -> Turn | None:
@@ -63,7 +63,7 @@ class Payoff:
     """What a turn is paid: the total the advantage is made of, and its named parts for every report."""
 
     total: float
-    parts: Mapping[str, float | None] = field(default_factory=dict)
+    parts: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
 
     def plus(self, name: str, amount: float) -> Payoff:
         """The same with one more part.

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from sparring.lm.base import Completion, LanguageModel
+from sparring.lm.base import Completion, LanguageModel, SamplingParams
 from sparring.rendering import Renderer
 from sparring.roles import Role
 from sparring.sampling.seeds import generator
 from sparring.types import ModelName, Prompt, Turn
 
+Ids = tuple[int, ...]
 NOTHING = Completion((), np.empty(0, np.float32), "length")
 """The answer to a prompt that leaves no room for one."""
 
@@ -88,10 +89,12 @@ class LocalSampler:
             for completion in (next(rows) if fit else [NOTHING] * n)
         ]
 
-    def _fits(self, ids: tuple[int, ...], role: Role) -> bool:
+    def _fits(self, ids: Ids, role: Role) -> bool:
         return self._context is None or len(ids) + role.sampling.max_new_tokens <= self._context
 
-    def _greedy(self, language_model, encoded, n, params) -> list[list[Completion]]:
+    def _greedy(
+        self, language_model: LanguageModel, encoded: Sequence[Ids], n: int, params: SamplingParams
+    ) -> list[list[Completion]]:
         # Equal prompts have equal greedy completions: a grader asked 8 times the same thing answers once.
         distinct = list(dict.fromkeys(encoded))
         empty = np.empty((0, 0), dtype=np.float32)
@@ -99,17 +102,25 @@ class LocalSampler:
         found = dict(zip(distinct, rows, strict=True))
         return [found[ids] * n for ids in encoded]
 
-    def _generate(self, language_model, encoded, n, params, uniforms) -> list[list[Completion]]:
+    def _generate(
+        self,
+        language_model: LanguageModel,
+        encoded: Sequence[Ids],
+        n: int,
+        params: SamplingParams,
+        uniforms: np.ndarray,
+    ) -> list[list[Completion]]:
         rows: list[list[Completion]] = []
         for start, stop in self._batches(encoded, n, params.max_new_tokens):
             drawn = uniforms[start * n : stop * n]
             rows += language_model.generate(encoded[start:stop], n, params, drawn)
         return rows
 
-    def _batches(self, encoded, n, max_new_tokens) -> list[tuple[int, int]]:
+    def _batches(self, encoded: Sequence[Ids], n: int, max_new_tokens: int) -> list[tuple[int, int]]:
         if not encoded:
             return []
-        spans, start, used = [], 0, 0
+        spans: list[tuple[int, int]] = []
+        start = used = 0
         for index, ids in enumerate(encoded):
             cost = len(ids) + n * max_new_tokens
             if used and used + cost > self._batch_tokens:
@@ -124,7 +135,7 @@ class LocalSampler:
         self._calls[purpose] += 1
         return generator(self.seed, self.step, purpose, call).random((rows, tokens), dtype=np.float32)
 
-    def _turn(self, role: Role, prompt: Prompt, ids, completion: Completion, model: ModelName) -> Turn:
+    def _turn(self, role: Role, prompt: Prompt, ids: Ids, completion: Completion, model: ModelName) -> Turn:
         return Turn(
             role=role,
             prompt=prompt,
