@@ -12,6 +12,7 @@ of training (evaluation not counted), so every comparison is matched both ways.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -226,14 +227,17 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=3, help="a long run is this many short ones; 0: none")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one core each")
     parser.add_argument("--table", action="store_true", help="run nothing: the table of what is there")
+    parser.add_argument("--json", type=Path, help="write a row an arm here")
     arguments = parser.parse_args()
     seeds = range(2 if arguments.quick else arguments.seeds)
     every = jobs(seeds, arguments.steps, arguments.seconds, 0 if arguments.quick else arguments.long)
     if not arguments.table:
         run_all(every, arguments.out, arguments.workers)
-    from experiment_table import write_table
+    from experiment_table import json_rows, write_table
 
     print(write_table(arguments.out))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(json_rows(arguments.out), indent=1) + "\n", encoding="utf-8")
 
 
 def run_all(every: Sequence[Job], out: Path, workers: int) -> None:

@@ -58,6 +58,30 @@ def write_table(out: Path) -> str:
     return text
 
 
+def json_rows(out: Path) -> list[Result]:
+    """One row an arm, length and match: case, seconds of training, and mean and sd of each measure."""
+    rows: list[Result] = []
+    results = read_results(out)
+    for long in (False, True):
+        mine = [result for result in results if result["long"] is long]
+        for arm in _arms(mine):
+            for match in MATCHES:
+                points = [result[match] for result in mine if result["arm"] == arm]
+                measures = {
+                    name: mean_sd([_measure(point, names) for point in points]) for name, names in MEASURES.items()
+                }
+                rows.append(
+                    {
+                        "case": f"{arm}, {'long' if long else 'short'}, matched {match.replace('_', ' ')}",
+                        "runs": len(points),
+                        "steps": float(np.mean([point["step"] for point in points])),
+                        "seconds": {"training": float(np.mean([point["cpu"] for point in points]))},
+                        "accuracy": {name: {"mean": m, "sd": sd} for name, (m, sd) in measures.items()},
+                    }
+                )
+    return rows
+
+
 def _section(results: Sequence[Result]) -> list[str]:
     lines: list[str] = []
     for match, meaning in MATCHES.items():
