@@ -163,6 +163,7 @@ class TimedModel:
 
     def __init__(self, model: LanguageModel, clock: Clock, phases: dict[str, str]) -> None:
         self._model, self._clock, self._phases = model, clock, phases
+        self.shares_prompts = model.shares_prompts
 
     def generate(
         self, prompts: Sequence[Sequence[int]], n: int, params: SamplingParams, uniforms: np.ndarray

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 BASES = {"a": "arena", "b": str(Path(__file__).parent / "arena-base-b")}
-TEST_ITEMS = 1000  # a split
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class Job:
     seed: int
     steps: int
     seconds: float
+    items: int
 
     @property
     def name(self) -> str:
@@ -69,14 +69,14 @@ class Job:
         return f"{kind}-{slug}-{self.base}-{self.seed}"
 
 
-def jobs(seeds: Sequence[int], steps: int, seconds: float, long_factor: int) -> list[Job]:
+def jobs(seeds: Sequence[int], steps: int, seconds: float, long_factor: int, items: int) -> list[Job]:
     """Short runs of every arm, then long ones of the arms that decide; continuations after what they continue."""
-    short = [Job(arm, base, seed, steps, seconds) for arm in ARMS for seed in seeds for base in BASES]
+    short = [Job(arm, base, seed, steps, seconds, items) for arm in ARMS for seed in seeds for base in BASES]
     if not long_factor:
         return short
     chosen = [replace(arm, long=True) for arm in ARMS if arm.name in LONG]
     return short + [
-        Job(arm, base, seed, steps * long_factor, seconds * long_factor)
+        Job(arm, base, seed, steps * long_factor, seconds * long_factor, items)
         for arm in chosen
         for seed in seeds
         for base in BASES
@@ -167,7 +167,7 @@ def run(job: Job, out: Path) -> str:
     folder_path = out / "runs" / job.name
     _discard(folder_path)
     with RunFolder(folder_path).create(config.to_yaml(), lineage(config)) as folder:
-        test = held_out(config, config.evaluation.seed, TEST_ITEMS)
+        test = held_out(config, config.evaluation.seed, job.items)
         assert test is not None
         milestones = Milestones(job, lambda: _accuracies(test, parts.sampler))
         parts = assemble(config, folder, observer=milestones)
@@ -225,12 +225,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="steps of a short run")
     parser.add_argument("--seconds", type=float, default=25.0, help="CPU-seconds of a short run")
     parser.add_argument("--long", type=int, default=3, help="a long run is this many short ones; 0: none")
+    parser.add_argument("--items", type=int, default=1000, help="test questions a split")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one core each")
     parser.add_argument("--table", action="store_true", help="run nothing: the table of what is there")
     parser.add_argument("--json", type=Path, help="write a row an arm here")
     arguments = parser.parse_args()
     seeds = range(2 if arguments.quick else arguments.seeds)
-    every = jobs(seeds, arguments.steps, arguments.seconds, 0 if arguments.quick else arguments.long)
+    every = jobs(seeds, arguments.steps, arguments.seconds, 0 if arguments.quick else arguments.long, arguments.items)
     if not arguments.table:
         run_all(every, arguments.out, arguments.workers)
     from experiment_table import json_rows, write_table
