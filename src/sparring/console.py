@@ -6,7 +6,6 @@ Nothing heavy is imported at the top: `sparring --help` imports this module.
 from __future__ import annotations
 
 import difflib
-import os
 import shlex
 import signal
 import sys
@@ -163,10 +162,9 @@ def plain_streams() -> None:
 
 
 def shown(path: Path) -> str:
-    """A path as given to the user: relative to the working directory where that is shorter."""
-    absolute = str(path.absolute())
-    relative = os.path.relpath(absolute)
-    return min(relative, absolute, key=len)
+    """A path as given to the user: relative where it lies below the working directory."""
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
 def command(*words: str) -> str:

@@ -155,7 +155,7 @@ class Learner:
             loss = self._loss(batch, None if old is None else old[index], factors, meter)
             if not math.isfinite(loss.item()):
                 raise DivergedError(f"the loss is {loss.item()}", batch.examples)
-            torch.autograd.backward(loss)
+            loss.backward()  # pyright: ignore[reportUnknownMemberType]
             self.policy.collect_gradients()
         limit = self.settings.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit)
