@@ -37,13 +37,13 @@ def test_scaling(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_experiment_resumes_run_by_run(tmp_path: Path) -> None:
     arguments = ["--out", str(tmp_path), "--seeds", "1", "--steps", "1", "--seconds", "0.1", "--long", "0"]
-    run("experiment.py", *arguments, "--items", "20", "--json", str(tmp_path / "rows.json"))
+    run("experiment.py", *arguments, "--items", "100", "--json", str(tmp_path / "rows.json"))
     results = sorted((tmp_path / "results").glob("*.json"))
     assert len(results) == 16  # eight arms, two bases, one seed
     assert "GRPO, then LSP" in (tmp_path / "table.md").read_text()
     assert len(json.loads((tmp_path / "rows.json").read_text())) == 16
     before = {path: path.stat().st_mtime_ns for path in results}
     results[3].unlink()
-    run("experiment.py", *arguments, "--items", "20")
+    run("experiment.py", *arguments, "--items", "100")
     changed = [path for path in results if path.stat().st_mtime_ns != before[path]]
     assert changed == [results[3]]

@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 
 # Said once, after the demo's table.
 ABILITY_NOTE = (
-    "Read the gain with care: the shipped model was pretrained on this language, so much of it is ability "
-    "brought out by practice; how much is new skill is measured in docs/experiments.md."
+    "Read the gain with care: it is ability brought out, not new skill. Pretraining hid skip, reverse, sort and flip "
+    "behind slips; chain, fold, swap and unique, which it seldom showed at high levels, gain nothing "
+    "(docs/experiments.md). Quality is scored by the rubric's program, which agrees with the frozen model in 97 % of "
+    "exchanges and is cheaper; game.quality.source=reference asks the model, as the paper does."
 )
 
 Play = Callable[["Display"], "Evaluation | None"]
