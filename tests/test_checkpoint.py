@@ -300,12 +300,18 @@ def test_failure_leaves_the_good_one_of_the_same_step(tmp_path: Path, changes: M
 
 
 def test_ctrl_c_during_a_save_passes_through_and_cleans_up(tmp_path: Path) -> None:
+    # A test run in the background is started with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def interrupted(folder: Path) -> None:
         (folder / "half.bin").write_bytes(b"x")
         signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        save(tmp_path, 1, write_model=interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 1, write_model=interrupted)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert names(tmp_path) == []
 
 
