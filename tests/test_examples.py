@@ -46,3 +46,14 @@ def test_every_command_the_readme_shows_exists() -> None:
     shown = re.findall(r"^sparring (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert set(shown) >= {"train", "eval", "report", "recipes"}
     assert set(shown) <= set(main.commands)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "LOG.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_every_link_within_the_repository_resolves(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)\)", text):
+        if not target.startswith("https://"):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+    assert not re.search(r"@[A-Z]+\d?@", text)
