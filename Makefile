@@ -23,9 +23,9 @@ lint: $(VENV)/.test         ## ruff, as pre-commit runs it
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 types: $(VENV)/.test        ## pyright
 	$(BIN)/pyright
-experiment: $(VENV)/.run    ## the README's experiment, resumable, about 90 minutes on two cores
+experiment: $(VENV)/.run    ## the README's experiment, resumable, an hour to an hour and a half
 	$(BIN)/python benchmarks/experiment.py --out runs/experiment
-experiment-quick: $(VENV)/.run  ## the same with two seeds and short runs, about 15 minutes
+experiment-quick: $(VENV)/.run  ## the same with two seeds and short runs only
 	$(BIN)/python benchmarks/experiment.py --out runs/experiment-quick --quick
 benchmark: $(VENV)/.test    ## speed beside TRL, the table of docs/benchmarks.md
 	$(BIN)/python benchmarks/vs_trl.py

@@ -1,7 +1,7 @@
 """The experiment of the README: self-play against its controls on the embedded arena.
 
-    python benchmarks/experiment.py --out runs/experiment            # about 90 minutes on two cores
-    python benchmarks/experiment.py --out runs/experiment --quick    # two seeds, short runs: about 15 minutes
+    python benchmarks/experiment.py --out runs/experiment            # an hour to an hour and a half, two cores
+    python benchmarks/experiment.py --out runs/experiment --quick    # two seeds, short runs only
     python benchmarks/experiment.py --out runs/experiment --table    # only the table of what is there
 
 Every (arm, base, seed) is one run with a result file of its own: an interrupted experiment goes on where it stopped.

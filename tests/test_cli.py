@@ -17,9 +17,7 @@ import yaml
 from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from sparring.arena.tokenizer import EOS, PAD, build_tokenizer
 from sparring.cli import main
 from sparring.recipes import RECIPES
 from sparring.runfolder import RunFolder
@@ -36,27 +34,9 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained arena model of one small layer."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    tokenizer = build_tokenizer()
-    eos, pad = tokenizer.encode(EOS + PAD)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        eos_token_id=eos,
-        pad_token_id=pad,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def model(random_model: Path) -> Path:
+    """An untrained arena model."""
+    return random_model
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from sparring.evaluation.statistics import (
     paired_bootstrap_ci,
     paired_interval,
     sign_test,
-    wilson_interval,
 )
 
 
@@ -74,17 +73,6 @@ def test_sign_test_by_hand() -> None:
     assert sign_test(1, 4) == sign_test(4, 1)
     with pytest.raises(ValueError, match="negative"):
         sign_test(-1, 3)
-
-
-def test_wilson_by_hand() -> None:
-    z = 1.959963984540054
-    centre, half = (8 + z**2 / 2) / (10 + z**2), z / (10 + z**2) * sqrt(8 * 2 / 10 + z**2 / 4)
-    assert wilson_interval(8, 10) == pytest.approx((centre - half, centre + half), abs=1e-12)
-    low, high = wilson_interval(0, 20)
-    assert (low, high) == pytest.approx((0, z**2 / (20 + z**2)), abs=1e-12)
-    for k, n in ((1, 0), (-1, 3), (4, 3)):
-        with pytest.raises(ValueError, match="k must lie"):
-            wilson_interval(k, n)
 
 
 def test_mean_sd() -> None:

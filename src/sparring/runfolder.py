@@ -39,16 +39,6 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def require_free(path: Path, needed: int, what: str) -> None:
-    """Raise RunFolderError unless `needed` bytes are free where `path` lies."""
-    free = free_bytes(path)
-    if free < needed:
-        raise RunFolderError(
-            f"{what} needs about {needed / 1e6:.1f} MB but only {free / 1e6:.1f} MB are free at {path}: "
-            "free some space or choose a folder on another disk"
-        )
-
-
 def fsync_path(path: Path) -> None:
     """Ask the disk to hold a file's bytes or a folder's entries (folders: a no-op on Windows)."""
     if os.name == "nt" and path.is_dir():

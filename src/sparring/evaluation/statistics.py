@@ -75,21 +75,6 @@ def sign_test(wins: int, losses: int) -> float:
     return float(binomtest(wins, wins + losses, 0.5).pvalue)
 
 
-def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a share k of n (Wilson 1927): inside [0, 1], with width at k = 0 and k = n.
-
-    Raises:
-        ValueError: n below 1, or k outside 0 … n.
-    """
-    if n < 1 or not 0 <= k <= n:
-        raise ValueError(f"k must lie in 0 … n with n at least 1, got k = {k}, n = {n}")
-    _check_confidence(confidence)
-    from scipy.stats import binomtest
-
-    interval = binomtest(k, n).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def mean_sd(values: Sequence[float] | npt.NDArray[np.floating]) -> tuple[float, float]:
     """Mean and sample standard deviation (divisor n − 1) over seeds. One value has deviation NaN, not 0.
 
