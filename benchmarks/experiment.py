@@ -144,8 +144,9 @@ def run(job: Job, out: Path) -> str:
 
     from sparring.config import resolve
     from sparring.recipes import recipe
-    from sparring.run import assemble, held_out, lineage
+    from sparring.run import assemble, held_out
     from sparring.runfolder import RunFolder, write_json_atomic
+    from sparring.stages import lineage
 
     logging.disable_progress_bar()
     torch.set_num_threads(1)
@@ -166,7 +167,7 @@ def run(job: Job, out: Path) -> str:
     config = resolve(recipe(job.arm.recipe, job.arm.preset), None, settings)
     folder_path = out / "runs" / job.name
     _discard(folder_path)
-    with RunFolder(folder_path).create(config.to_yaml(), lineage(config)) as folder:
+    with RunFolder(folder_path).create(config.to_yaml(), lineage(config, config.game.kind)) as folder:
         test = held_out(config, config.evaluation.seed, job.items)
         assert test is not None
         milestones = Milestones(job, lambda: _accuracies(test, parts.sampler))

@@ -14,10 +14,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from sparring.arena.tokenizer import build_tokenizer
-from sparring.config import RunConfig, resolve
+from sparring.config import resolve
 from sparring.lm.load import save_model
 from sparring.recipes import recipe
 from sparring.runfolder import RunFolder
+from sparring.settings import RunConfig
 from sparring.types import Payoffs, Turn
 
 logging.disable_progress_bar()

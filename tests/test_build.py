@@ -11,10 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import small_run
 from sparring.arena.tokenizer import build_tokenizer
-from sparring.build import build_game, build_learner, build_models, learning_rate, locate, needs_reference
-from sparring.config import LearnerConfig
+from sparring.build import build_game, build_learner, learning_rate
 from sparring.lm.load import save_model
+from sparring.models import build_models, locate, needs_reference
 from sparring.run import train
+from sparring.settings import LearnerConfig
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ from sparring.run import train
         ),
         ("lsp", ("model.path=/no/such/model",), "/no/such/model: no such folder"),
         ("lsp", ("game.domain=text",), r"game\.reward"),
-        ("lsp", ("game.reward=/no/such.py:reward",), "no file /no/such.py"),
+        ("lsp", ("game.reward.function=/no/such.py:reward",), "no file /no/such.py"),
         ("lsp", ("game.challenge.tasks=/no/tasks.yaml",), r"game\.challenge\.tasks: can't read"),
         ("lsp", ("model.chat_template=/no/template",), r"model\.chat_template"),
         ("grpo", ("game.prompts=null",), r"game\.prompts must name"),
@@ -94,14 +95,14 @@ def test_the_reference_is_frozen_and_the_masters_are_fp32(random_model: Path) ->
     learner = build_learner(models, config, build_game(config))
     assert {p.dtype for p in models.model.parameters()} == {torch.float32}
     reference: Any = models.reference
-    assert not any(leaf.requires_grad for layer in reference.layers for leaf in (layer.qkv, layer.down))
-    before = [layer.qkv.clone() for layer in reference.layers]
+    assert not any(leaf.requires_grad for layer in reference.layers for leaf in (layer.qkv.weight, layer.down.weight))
+    before = [layer.qkv.weight.clone() for layer in reference.layers]
     with torch.no_grad():
         for parameter in learner.parameters:
             parameter.add_(1)
     models.policy.refresh()
     reference.refresh()
-    assert all(torch.equal(a, layer.qkv) for a, layer in zip(before, reference.layers, strict=True))
+    assert all(torch.equal(a, layer.qkv.weight) for a, layer in zip(before, reference.layers, strict=True))
     assert [p for group in learner.optimizer.param_groups for p in group["params"]] == learner.parameters
     assert len(learner.parameters) == len(list(models.model.parameters()))
 
@@ -133,7 +134,7 @@ def test_learning_rate_schedules() -> None:
 
 
 def test_a_challenger_prompt_without_room_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "tasks.yaml").write_text(f"- {{task: Skip, template: 'skip:{'a' * 100}'}}\n")
+    (tmp_path / "tasks.yaml").write_text(f"- {{task: Skip, template: 'skip:{{}}{'a' * 100}'}}\n")
     config = small_run("lsp", f"game.challenge.tasks={tmp_path / 'tasks.yaml'}", "game.challenger.max_new_tokens=30")
     with pytest.raises(ValueError, match=r"'Skip' has \d+ tokens and game\.challenger\.max_new_tokens is 30.*of 128"):
         train(config, tmp_path / "run")

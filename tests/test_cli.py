@@ -129,7 +129,7 @@ def test_a_dry_run_repeats_itself(tmp_path: Path, name: str, steps: int, lr: flo
     )
     assert first.exit_code == 0, first.output
     settings_ = yaml.safe_load(first.output)
-    assert (settings_["steps"], settings_["learner"]["lr"], settings_["game"]["reward"]) == (
+    assert (settings_["steps"], settings_["learner"]["lr"], settings_["game"]["reward"]["function"]) == (
         steps,
         lr,
         "a.py:b",
@@ -182,7 +182,7 @@ def test_debug_gives_the_traceback() -> None:
     [
         ("model.path=/no/such/model", "/no/such/model: no such folder"),
         ("game.solver.max_new_tokens=128", "no room in the model's context of 128 tokens"),
-        ("game.reward=nowhere.py:f", f"there is no file {Path('nowhere.py').absolute()}"),
+        ("game.reward.function=nowhere.py:f", f"there is no file {Path('nowhere.py').absolute()}"),
         ("trackers=[tensorbord]", "did you mean 'tensorboard'?"),
     ],
 )
@@ -278,18 +278,25 @@ def test_a_run_that_fails_before_its_first_checkpoint_goes_on_from_the_start(mod
     assert "Base against trained" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("where", "settings_named"),
+    [
+        ("sparring.learner.Learner.update", ("while updating", "learner.token_budget", "model.gradient_checkpointing")),
+        ("sparring.games.dataset.Dataset.play", ("while sampling", "model.cache_tokens", "game.n_queries")),
+        ("sparring.games.dataset.Dataset.payoffs", ("while scoring the answers", "game.reward.token_budget")),
+    ],
+)
 def test_out_of_memory_names_the_settings_that_help(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, settings_named: tuple[str, ...], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
-    monkeypatch.setattr("sparring.learner.Learner.update", full)
+    monkeypatch.setattr(where, full)
     out = tmp_path / "run"
     text = refused(1, "train", "grpo", "--init", model, "--out", out, *SMALL, "evaluation.every=0")
-    for name in ("learner.token_budget", "model.cache_tokens", "in its config.yaml", f"train --resume {out}"):
+    for name in (*settings_named, "in its config.yaml", f"train --resume {out}"):
         assert name in text
-    assert "game.n_queries" in text
 
 
 @pytest.mark.parametrize(

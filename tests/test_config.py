@@ -8,8 +8,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparring.config import ConfigError, RunConfig, describe, resolve
+from sparring.config import ConfigError, describe, resolve
 from sparring.recipes import RECIPES, recipe
+from sparring.settings import RunConfig
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -197,3 +198,33 @@ def test_an_unknown_recipe_or_preset_is_refused() -> None:
         recipe("grop")
     with pytest.raises(ConfigError, match="it has: arena, arena-paper, paper"):
         recipe("lsp", "papr")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (("game.reward.url=http://localhost:1",), "url needs model too"),
+        (("game.reward.model=m", "game.reward.function=a:b"), "leave one of them null"),
+        (("game.reward.scale=sigmoid",), "scale is sigmoid, which is for a reward model"),
+        (("game.reward.device=gpu",), "there is no torch device 'gpu'"),
+        (("model.remote_code=other/model",), "remote_code names 'other/model', but the model is 'arena'"),
+        (("model.tuning=loar",), "model.tuning"),
+    ],
+)
+def test_settings_of_models_and_rewards_that_contradict_each_other_are_refused(
+    overrides: tuple[str, ...], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        resolve(recipe("lsp"), None, overrides)
+
+
+def test_the_presets_of_the_paper_have_its_settings() -> None:
+    for name, lr in (("lsp", 3e-6), ("lsp-zero", 3e-6), ("grpo", 1e-6)):
+        paper, card = recipe(name, "paper"), recipe(name, "paper-lora")
+        assert (paper.game.n_queries, paper.learner.beta, paper.learner.lr) == (8, 0.05, lr)
+        assert paper.model.path == "meta-llama/Llama-3.2-3B-Instruct"
+        assert paper.game.reward.model == "Skywork/Skywork-Reward-V2-Llama-3.2-3B"
+        assert (paper.game.advantage, paper.learner.aggregation) == ("centred", "sum")
+        assert paper.evaluation.temperature == 0.01
+        assert (card.model.tuning, card.learner.lr) == ("lora", 10 * lr)
+        assert card.game.model_dump(exclude={"reward"}) == paper.game.model_dump(exclude={"reward"})

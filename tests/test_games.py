@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scripted import ScriptedSampler
 from sparring.advantages import standardised
 from sparring.data import PromptSet, Row
 from sparring.domains import Query, Task
-from sparring.games.challenge import Adversarial, Frontier, RepetitionPenalty, own_queries
+from sparring.games.challenge import Adversarial, Equality, Frontier, NGrams, RepetitionPenalty, own_queries
 from sparring.games.dataset import Dataset
 from sparring.games.lsp import LSP, LSPZero, query_of
 from sparring.games.quality import ProgramQuality, ReferenceQuality
@@ -130,6 +133,56 @@ def test_several_grades_an_answer_are_averaged() -> None:
         ReferenceQuality(GRADER, float, samples=0)
 
 
+def test_the_parse_rate_counts_replies() -> None:
+    quality = ReferenceQuality(GRADER, lambda text: None if text == "?" else float(text), samples=2)
+    game = LSP(**settings(1, 2), quality=quality)
+    replies = {"challenger": ["a"], "solver": ["1", "0"], "grader/reference": ["1", "0", "?", ".25"]}
+    turns = game.play(ScriptedSampler(replies))
+    assert game.metrics(turns, game.payoffs(turns))["quality/parse_rate"] == 3 / 4
+    # A reply that was cut off counts as unread, whatever it says so far.
+    turns = [replace(turn, finish="length") if turn.text == "0" and turn.role is GRADER else turn for turn in turns]
+    payoffs = game.payoffs(turns)
+    assert [payoffs[a].parts["quality"] for a in of_role(turns, SOLVER)] == [1.0, 0.25]
+    assert game.metrics(turns, payoffs)["quality/parse_rate"] == 2 / 4
+    # Nothing was asked, nothing was graded.
+    turns, payoffs, _ = played(game, {"challenger": ["bad"], "solver": [], "grader/reference": []})
+    assert "quality/parse_rate" not in game.metrics(turns, payoffs)
+
+
+def test_the_parse_rate_of_a_program_is_the_share_of_scores_it_knows() -> None:
+    quality = ProgramQuality(lambda queries, answers: [None if answer == "0" else 0.5 for answer in answers])
+    game = LSP(**settings(1, 4), quality=quality)
+    turns, payoffs, _ = played(game, {"challenger": ["a"], "solver": ["1", "1", "0", "1"]})
+    assert game.metrics(turns, payoffs)["quality/parse_rate"] == 3 / 4
+
+
+def test_copies_are_refused_where_asked() -> None:
+    replies = {
+        "challenger": ["Tell me", "bad", "tell  ME ", "bad"],
+        "challenger/reference": ["\ttell me", "other", "held", "held"],
+        "solver": ["1", "0", "1", "1"],
+    }
+    game = LSPZero(**settings(8, 2, frozen_share=0.5, refuse_copies=True, invalid_payoff=-9.0))
+    turns, payoffs, _ = played(game, replies)
+    queries = of_role(turns, CHALLENGER)
+    copy = "copy of another query"
+    assert [query_of(q).problem for q in queries] == [None, "bad", copy, "bad", copy, None, None, None]
+    assert [a.parent for a in of_role(turns, SOLVER)] == [queries[0]] * 2 + [queries[5]] * 2
+    assert numbers(queries, {q: p.total for q, p in payoffs.items()})[:5] == [-0.5, -9, -9, -9, None]
+    figures = game.metrics(turns, payoffs)
+    assert figures["game/valid_share"] == 0.25  # of the policy's own four
+    assert (figures["game/copies"], figures["game/problem/copy_of_another_query"]) == (0.25, 0.25)
+    assert figures["game/problem/bad"] == 0.5
+
+
+def test_copies_stay_valid_unless_refused() -> None:
+    game = LSPZero(**settings(2, 1))
+    turns, payoffs, _ = played(game, {"challenger": ["same", "same"], "solver": ["1", "0"]})
+    figures = game.metrics(turns, payoffs)
+    assert figures["game/valid_share"] == 1.0
+    assert not any(name.startswith("game/problem") or name == "game/copies" for name in figures)
+
+
 def test_an_invalid_query_is_paid_as_the_worst_valid_one_unless_told_otherwise() -> None:
     replies = {"challenger": ["a", "bad b", "c"], "solver": ["9", "7", "1", "1"]}
     for game in (
@@ -225,6 +278,9 @@ def test_frontier_by_hand() -> None:
     assert Adversarial()(0.25) == -0.25
     with pytest.raises(ValueError, match="frontier target"):
         Frontier(1.5)
+    for value in (-0.01, 1.01, 7.5):
+        with pytest.raises(ValueError, match=r"rewards in \[0, 1\].*game\.reward\.scale=sigmoid"):
+            Frontier()(value)
     game = LSPZero(**settings(3, 2, payoff=Frontier()))
     turns, payoffs, _ = played(game, {"challenger": list("abc"), "solver": list("111000")})
     assert [payoffs[q].total for q in of_role(turns, CHALLENGER)] == [0, 1, 0]
@@ -246,6 +302,61 @@ def test_repetition_by_hand() -> None:
         RepetitionPenalty(-1)
 
 
+def test_similarity_by_word_trigrams_by_hand() -> None:
+    texts = [
+        "Write a poem about the sea",
+        "write a poem about the SEA!",
+        "write a poem about a town",
+        "Hello",
+        "hello.",
+    ]
+    # {write a poem, a poem about, poem about the, about the sea} and {…, …, poem about a, about a town}: 2 of 6.
+    third = 1 / 3
+    want = [[1, 1, third, 0, 0], [1, 1, third, 0, 0], [third, third, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1]]
+    assert NGrams()(texts, texts).tolist() == want
+    assert Equality()(texts[:2], texts[:3]).tolist() == [[1, 0, 0], [0, 1, 0]]
+    penalty = RepetitionPenalty(0.6, archive=4, similarity=NGrams())
+    # Mean over the two others: (1 + 1/3) / 2, the same, 1/3.
+    assert penalty(texts[:3]) == pytest.approx([-0.4, -0.4, -0.2])
+    # To the archive of three: 1 + 1 + 1/3 over three; alone in its batch.
+    assert penalty([texts[0]]) == pytest.approx([-0.6 * 7 / 9])
+    assert penalty(["Something else entirely, for once"]) == [0]
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "A,", "b-c", ""]), max_size=7).map(" ".join)
+
+
+@given(st.lists(WORDS, max_size=5), st.lists(WORDS, max_size=5), st.integers(1, 4))
+def test_similarity_is_jaccards_index(texts: list[str], others: list[str], n: int) -> None:
+    def grams(text: str) -> set[tuple[str, ...]]:
+        words = text.lower().replace(",", "").replace("-", " ").split()
+        return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)} or {tuple(words)}
+
+    pairs = [[(grams(text), grams(other)) for other in others] for text in texts]
+    found = NGrams(n)(texts, others)
+    assert found.shape == (len(texts), len(others))
+    assert found.tolist() == [[len(a & b) / len(a | b) for a, b in row] for row in pairs]
+
+
+@given(st.lists(st.lists(st.sampled_from("abcd"), max_size=6), max_size=4))
+def test_repetition_by_equality_is_the_limit_of_repetition_by_phrases(batches: list[list[str]]) -> None:
+    exact, phrases = (RepetitionPenalty(0.7, archive=5, similarity=similarity) for similarity in (Equality(), NGrams()))
+    for batch in batches:
+        assert exact(batch) == phrases(batch)
+
+
+def test_repetition_goes_on_from_its_state_bit_for_bit() -> None:
+    batches = [[f"ask about number {i * j % 7} and {i} again" for i in range(9)] for j in range(6)]
+    whole = RepetitionPenalty(0.3, archive=20, similarity=NGrams())
+    want = [whole(batch) for batch in batches]
+    first = RepetitionPenalty(0.3, archive=20, similarity=NGrams())
+    assert [first(batch) for batch in batches[:3]] == want[:3]
+    second = RepetitionPenalty(0.3, archive=20, similarity=NGrams())
+    second.restore(json.loads(json.dumps(first.state())))
+    assert [second(batch) for batch in batches[3:]] == want[3:]
+    assert second.state() == whole.state()
+
+
 def test_repetition_is_part_of_the_payoff_and_of_the_state() -> None:
     game = LSPZero(**settings(3, 1, repetition=RepetitionPenalty(1.0, archive=8)))
     turns, payoffs, _ = played(game, {"challenger": ["a", "a", "bad"], "solver": ["1", "0"]})
@@ -257,6 +368,46 @@ def test_repetition_is_part_of_the_payoff_and_of_the_state() -> None:
     other.restore(game.state())
     assert other.state() == game.state()
     assert LSPZero(**settings(1, 1)).state() == {}
+
+
+class Counting:
+    """A reward that remembers how many answers it has scored."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, queries: Sequence[str], answers: Sequence[str]) -> list[float]:
+        self.seen += len(answers)
+        return [0.0] * len(answers)
+
+    def state(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
+def test_a_game_s_state_carries_what_its_reward_remembers() -> None:
+    def lsp(reward: Counting) -> LSPZero:
+        return LSPZero(**settings(2, 3, reward=Reward(reward), repetition=RepetitionPenalty(1.0, archive=2)))
+
+    def grpo(reward: Counting) -> Dataset:
+        return Dataset(SOLVER, PromptSet([Row("q")], "one"), Reward(reward), n_queries=2, n_answers=3)
+
+    for make, kept in ((lsp, {"repetition": {"past": ["a", "b"]}}), (grpo, {})):
+        game = make(Counting())
+        turns = game.play(ScriptedSampler({"challenger": "ab", "solver": "111111"}))
+        game.payoffs(turns)
+        state = json.loads(json.dumps(game.state()))
+        assert state == {**kept, "reward": {"seen": 6}}
+        reward = Counting()
+        other = make(reward)
+        other.restore(state)
+        assert reward.seen == 6 and other.state() == state
+    # A reward that remembers nothing leaves nothing, and takes nothing.
+    plain = Dataset(SOLVER, PromptSet([Row("q")], "one"), Reward(by_number), n_queries=1, n_answers=1)
+    plain.restore(plain.state())
+    assert plain.state() == {}
 
 
 @pytest.mark.parametrize(("n", "share", "want"), [(8, 0.0, 8), (8, 1.0, 0), (5, 0.5, 2), (3, 0.2, 2)])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +39,10 @@ from transformers import (
 from sparring.lm.base import PromptGroup, SamplingParams
 from sparring.lm.choose import choose
 from sparring.lm.generic import GenericLM
+from sparring.lm.load import load_model
+from sparring.lm.lora import LoraSettings, add_lora
+from sparring.lm.probe import base_dtype, cast_copy
+from tiny_models import save_tiny_llama
 
 V = 97
 STOP = 5
@@ -105,6 +111,13 @@ def built(make: Callable[[], PreTrainedModel], seed: int = 0) -> PreTrainedModel
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15)
     return model.eval()
+
+
+def headless() -> PreTrainedModel:  # layers that transformers can't checkpoint
+    model = llama()
+    for layer in model.get_decoder().layers:
+        layer.__class__ = type("Layer", (torch.nn.Module,), {"forward": type(layer).forward})
+    return model
 
 
 def fresh(make: Callable[[], PreTrainedModel], seed: int = 0) -> PreTrainedModel:
@@ -274,6 +287,212 @@ def test_a_frozen_one_gives_no_gradient_and_no_rows_are_fine():
     empty = lm.score([GROUPS[2]], reference=lm, entropy=True)
     assert empty.kl_S is not None and empty.entropy_S is not None
     assert len(empty.logprobs_S) == len(empty.kl_S) == len(empty.entropy_S) == 0
+
+
+# Adapters, checkpointing, precision
+
+
+def adapted(model: PreTrainedModel, seed: int = 3) -> PreTrainedModel:
+    """The model with adapters on its attention that do something."""
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    targets = names & {"q_proj", "v_proj", "c_attn", "query_key_value", "in_proj_qkvz"}
+    add_lora(model, LoraSettings(4, 6.0, tuple(sorted(targets))), seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model
+
+
+@each_model
+def test_adapters_learn_and_their_base_is_the_reference(make):
+    model, plain, base = adapted(fresh(make)), adapted(fresh(make)), built(make)
+    lm = GenericLM(model, torch.float32, trainable=True)
+    reference = lm.without_adapters()
+    assert reference._module is lm._module and not reference.trainable
+    scores = lm.score(GROUPS, temperature=0.7, reference=reference)
+    logp_SV = teacher_forced(plain, GROUPS, 0.7)
+    base_SV = teacher_forced(base, GROUPS, 0.7).detach()
+    kl_S = (logp_SV.exp() * (logp_SV - base_SV)).sum(-1)
+    want_S = logp_SV.gather(1, targets(GROUPS)[:, None]).squeeze(1)
+    assert scores.kl_S is not None
+    torch.testing.assert_close(scores.logprobs_S, want_S, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.kl_S, kl_S, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        reference.score(GROUPS).logprobs_S,
+        GenericLM(base, torch.float32, False).score(GROUPS).logprobs_S,
+        atol=0,
+        rtol=0,
+    )
+    (scores.logprobs_S.sum() + scores.kl_S.sum()).backward()
+    lm.collect_gradients()
+    (want_S.sum() + kl_S.sum()).backward()
+    for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is not None) == (".lora_" in name), name
+        if theirs.grad is not None:
+            assert ours.grad is not None
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, qwen3_next])
+def test_the_reference_writes_as_the_base_does(make):
+    lm, params, draws = GenericLM(adapted(fresh(make)), torch.float32, True), SamplingParams(6), uniforms(8, 6)
+    written = [m.generate(PROMPTS, 2, params, draws) for m in (lm.without_adapters(), lm_of(make), lm)]
+    ids = [[c.ids for cs in each for c in cs] for each in written]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_reference_without_adapters_needs_adapters():
+    with pytest.raises(ValueError, match="carries no adapters"):
+        lm_of(llama).without_adapters()
+
+
+def test_fp32_adapters_over_a_bfloat16_base():
+    model = fresh(llama).bfloat16()
+    adapted(model)
+    want = GenericLM(adapted(fresh(llama)), torch.float32, True).score(GROUPS).logprobs_S
+    lm = GenericLM(model, torch.bfloat16, trainable=True)
+    assert lm._module is model, "no copy where the base has the compute precision"
+    scores = lm.score(GROUPS)
+    torch.testing.assert_close(scores.logprobs_S, want, atol=0.1, rtol=0.05)
+    scores.logprobs_S.sum().backward()
+    lm.collect_gradients()
+    lm.refresh()
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    completions = lm.generate(PROMPTS, 2, SamplingParams(5), uniforms(8, 5))
+    groups = [PromptGroup(p, tuple(c.ids for c in cs)) for p, cs in zip(PROMPTS, completions, strict=True)]
+    told = torch.from_numpy(np.concatenate([c.logprobs for cs in completions for c in cs]))
+    torch.testing.assert_close(told, lm.score(groups).logprobs_S.detach(), atol=0.1, rtol=0)
+
+
+def test_adapters_over_a_base_that_is_converted():
+    """fp32 base, bfloat16 compute: the copy has its own adapters, whose gradients reach the masters."""
+    model = adapted(fresh(llama))
+    lm = GenericLM(model, torch.bfloat16, trainable=True)
+    assert {p.dtype for p in lm._module.parameters()} == {torch.float32, torch.bfloat16}
+    before = lm.score(GROUPS).logprobs_S
+    before.sum().backward()
+    lm.collect_gradients()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.mul_(2)
+    lm.refresh()
+    after = lm.score(GROUPS).logprobs_S
+    want = GenericLM(model, torch.float32, False).score(GROUPS).logprobs_S
+    torch.testing.assert_close(after, want, atol=0.1, rtol=0.05)
+    assert (after - before).abs().max() > 0.5
+
+
+@each_model
+@pytest.mark.parametrize("lora", [False, True])
+def test_checkpointing_changes_memory_and_nothing_else(make, lora: bool):
+    def model() -> PreTrainedModel:
+        made = fresh(make)
+        for module in made.modules():  # what train mode would switch on
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.5
+        return adapted(made) if lora else made
+
+    saved: list[int] = []
+    grads: list[dict[str, Tensor]] = []
+    for checkpointing in (False, True):
+        master, kept = model(), 0
+
+        def keep(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        lm = GenericLM(master, torch.float32, trainable=True, checkpointing=checkpointing)
+        reference = lm.without_adapters() if lora else GenericLM(built(make, 1), torch.float32, False)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            scores = lm.score(GROUPS, reference=reference)
+        assert scores.kl_S is not None and not master.training
+        (scores.logprobs_S.sum() + scores.kl_S.sum()).backward()
+        saved.append(kept)
+        grads.append({name: p.grad for name, p in master.named_parameters() if p.grad is not None})
+    assert saved[1] < saved[0]
+    assert grads[0].keys() == grads[1].keys() and grads[0]
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-6, rtol=1e-6, msg=name)
+
+
+def test_checkpointing_leaves_the_model_as_it_was():
+    model = fresh(llama)
+    layer = model.get_submodule("model.layers.0")
+    lm = GenericLM(model, torch.float32, trainable=True, checkpointing=True)
+    lm.score(GROUPS).logprobs_S.sum().backward()
+    assert "forward" not in vars(layer)
+    own = layer.forward = functools.partial(layer.forward)  # a hook that sits there, as accelerate's do
+    lm.score(GROUPS).logprobs_S.sum().backward()
+    assert vars(layer)["forward"] is own
+
+
+def test_checkpointing_needs_layers_to_checkpoint():
+    with pytest.raises(ValueError, match=r"no layers.*set model\.gradient_checkpointing=false"):
+        GenericLM(fresh(headless), torch.float32, True, checkpointing=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_four_bit_weights_learn_as_the_same_weights_unpacked_do(tmp_path: Path, dtype: torch.dtype):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    from bitsandbytes.functional import dequantize_4bit
+
+    folder = save_tiny_llama(tmp_path, hidden_size=64)
+    model, plain = load_model(folder, dtype=dtype, four_bit=True), load_model(folder, dtype=dtype)
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if type(module).__name__ == "Linear4bit":
+                plain.get_parameter(f"{name}.weight").copy_(
+                    dequantize_4bit(module.weight.data, module.weight.quant_state)
+                )
+    lm, oracle = (GenericLM(adapted(m), dtype, trainable=True) for m in (model, plain))
+    assert lm._module is model and lm._plain_head
+    # First generation, which must not spoil the weights for training.
+    completions = lm.generate(PROMPTS, 2, SamplingParams(5), uniforms(8, 5))
+    groups = [PromptGroup(p, tuple(c.ids for c in cs)) for p, cs in zip(PROMPTS, completions, strict=True)]
+    told = torch.from_numpy(np.concatenate([c.logprobs for cs in completions for c in cs]))
+    scores = [m.score(groups, reference=m.without_adapters()) for m in (lm, oracle)]
+    atol, rtol = (1e-5, 1e-3) if dtype == torch.float32 else (0.05, 0.1)
+    torch.testing.assert_close(told, scores[0].logprobs_S.detach(), atol=atol, rtol=0)
+    torch.testing.assert_close(scores[0].logprobs_S, scores[1].logprobs_S, atol=atol, rtol=0)
+    for each in scores:
+        assert each.kl_S is not None
+        (each.logprobs_S.sum() + each.kl_S.sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad
+        if parameter.grad is not None:
+            want = plain.get_parameter(name).grad
+            assert want is not None and parameter.grad.dtype == torch.float32
+            assert (parameter.grad - want).norm() <= rtol * want.norm(), name
+
+
+def test_four_bit_weights_compute_in_one_precision(tmp_path: Path):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    model = load_model(save_tiny_llama(tmp_path, hidden_size=64), dtype=torch.bfloat16, four_bit=True)
+    with pytest.raises(ValueError, match=r"loaded to compute in torch\.bfloat16"):
+        GenericLM(model, torch.float32, True)
+
+
+def test_weights_that_a_model_wants_in_fp32_stay_so():
+    model = adapted(fresh(llama))
+    model._keep_in_fp32_modules_strict = {"layers.*.input_layernorm"}
+    assert base_dtype(model) == torch.float32
+    copied = cast_copy(model, torch.bfloat16, trainable=True)
+    kept = {name for name, p in copied.named_parameters() if p.dtype == torch.float32 and ".lora_" not in name}
+    assert kept == {"model.layers.0.input_layernorm.weight", "model.layers.1.input_layernorm.weight"}
+    assert all(p.dtype == torch.float32 for name, p in copied.named_parameters() if ".lora_" in name)
+    assert copied.get_submodule("model.rotary_emb").inv_freq.dtype == torch.float32
+    assert base_dtype(copied) == torch.bfloat16 and base_dtype(model) == torch.float32
+
+
+def test_trained_weights_must_be_fp32():
+    with pytest.raises(ValueError, match=r"embed_tokens\.weight is torch\.bfloat16.*as float32"):
+        GenericLM(fresh(llama).bfloat16(), torch.bfloat16, trainable=True)
+    GenericLM(fresh(llama).bfloat16(), torch.bfloat16, trainable=False)
 
 
 def test_models_that_cannot_run_are_refused():

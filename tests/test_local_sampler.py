@@ -1,14 +1,22 @@
 """The local sampler on the shipped model: whose draws, which prompts, how many tokens at once."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import numpy as np
 import pytest
 
-from sparring.build import build_models
-from sparring.lm.base import SamplingParams
+from sparring.lm.base import Completion, Finish, LanguageModel, SamplingParams
+from sparring.models import build_models
 from sparring.recipes import recipe
+from sparring.records import turn_rows
+from sparring.rendering import Renderer
+from sparring.rewards.base import Reward
 from sparring.roles import Role
 from sparring.sampling.local import LocalSampler
+from sparring.sampling.seeds import Draws
 from sparring.types import Turn
+from tiny_models import chat_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +105,53 @@ def test_a_reference_that_is_not_held_is_missed_by_name(models) -> None:
     with pytest.raises(ValueError, match="asks for the reference model"):
         alone.sample(role, ask(role, "sort:bead"), model="reference")
     assert np.array_equal(alone.at(2).rng("tasks").random(3), alone.at(2).rng("tasks").random(3))
+
+
+class Speaker:
+    """A language model that says what it is told, whatever it is asked."""
+
+    shares_prompts = True
+
+    def __init__(self, ids: tuple[int, ...], finish: Finish) -> None:
+        self.said = Completion(ids, np.zeros(len(ids), np.float32), finish)
+
+    def generate(self, prompts: Sequence[Sequence[int]], n: int, *_: object) -> list[list[Completion]]:
+        return [[self.said] * n for _ in prompts]
+
+
+@pytest.mark.parametrize(
+    ("switches", "says", "thought", "text"),
+    [
+        ({}, "<think>\nIt is big.\n</think>\n\nJupiter.<|im_end|>", "It is big.", "Jupiter."),
+        ({"prefill_thinking": True}, "It is big.\n</think>\n\nJupiter.<|im_end|>", "It is big.", "Jupiter."),
+        ({"prefill_thinking": True}, "It is big, it is", "It is big, it is", ""),
+        ({"enable_thinking": False}, "Jupiter.<|im_end|>", None, "Jupiter."),
+    ],
+)
+def test_a_thinking_model_s_turn_says_what_follows_its_thought(
+    switches: dict[str, bool], says: str, thought: str | None, text: str
+) -> None:
+    tokenizer = chat_tokenizer("qwen3")
+    ids = tuple(tokenizer.encode(says))
+    speaker = cast(LanguageModel, Speaker(ids, "stop" if says.endswith("<|im_end|>") else "length"))
+    thinking = LocalSampler(speaker, None, Renderer(tokenizer, switches), stop_ids=[tokenizer.eos_token_id])
+    role = solver()
+    (turn,) = thinking.at(1).sample(role, ask(role, "Which planet is the largest?"))
+    assert (turn.thought, turn.text, turn.completion_ids) == (thought, text, ids)  # all of it is trained
+    heard: list[str] = []
+    Reward(lambda queries, answers: heard.extend(answers) or [0.0])(["q"], [turn])  # a reward reads what is said
+    assert heard == [text]
+    (row,) = turn_rows([turn], {}, {}, set())
+    assert (row["thought"], row["text"], row["completion_tokens"]) == (thought, text, len(ids))
+
+
+def test_a_prompt_draws_by_its_place_whoever_writes_it() -> None:
+    draws = Draws(3, 7, "sample/solver/policy", 0, 5, (0, 1, 3, 4))
+    whole = draws.uniforms(2, 6)
+    assert whole.shape == (8, 6)
+    part = draws.take([1, 3])
+    assert part.places == (1, 4)
+    assert (part.uniforms(2, 6) == whole[[2, 3, 6, 7]]).all()
+    assert part.seeds() == [draws.seeds()[1], draws.seeds()[3]]
+    assert len(set(draws.seeds())) == 4
+    assert (Draws(3, 7, "sample/solver/policy", 1, 5, (0, 1, 3, 4)).uniforms(2, 6) != whole).any()

@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sparring.evaluation.comparison import Outcome, compare
+from sparring.report.figures import panels
 from sparring.report.page import write_report
+from sparring.report.run import read_run
 
 FAMILIES = ("skip", "reverse", "sort", "flip", "unique", "trail", "sum", "chain")
 VOID = {"meta", "br", "use", "path", "link", "img"}
@@ -162,7 +164,7 @@ def test_page_is_whole_and_says_the_result(attacked: tuple[Path, str]) -> None:
     assert "Late: step 60" in text
     assert "n_queries: 8" in text
     assert "base.sha256" in text
-    assert "stages.1.recipe" in text
+    assert "Stage 1 this run" in text
     assert "and 1 more" in text
     assert "not trained" in text
     assert "family reverse, level 4" in text
@@ -351,3 +353,194 @@ def test_a_second_report_replaces_the_first(tmp_path: Path) -> None:
     assert "Recorded up to step 7" in write_report(tmp_path).read_text()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["figures", "metrics.jsonl", "report.html"]
     assert [file.name for file in (tmp_path / "figures").iterdir()] == ["value.png"]
+
+
+# --- natural language, stages ------------------------------------------------------------------------
+
+
+def text_metrics(steps: int, **figures: float) -> list[dict[str, Any]]:
+    """A run in natural language: nothing held out; one query in four invalid at odd steps."""
+    return [
+        {
+            "step": step,
+            "game/V": step / 10,
+            "game/V_Q": 5.0,
+            "game/valid_share": 1.0 - 0.25 * (step % 2),
+            **({"game/problem/too_short": 0.25} if step % 2 else {}),
+            "quality/parse_rate": 0.9,
+            "kl/solver": 0.01 * step,
+            "kl/challenger": 0.02,
+            "length/solver": 100.0 + step,
+            "length/challenger": 30.0,
+            "game/query_length": 30.0,
+            "truncated/solver": 0.25,
+            "truncated/challenger": 0.0,
+            "seconds/play": 0.1,
+            "seconds/step": 0.1,
+            **figures,
+        }
+        for step in range(1, steps + 1)
+    ]
+
+
+def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (folder / "config.yaml").write_text("game:\n  domain: text\n")
+
+
+def stage(recipe: str, **more: Any) -> dict[str, Any]:
+    """A stage's record, as far as a page tells it."""
+    return {
+        "recipe": recipe,
+        "preset": "paper",
+        "game": recipe,
+        "start": "/home/ann/models/base",
+        "reference": "/home/ann/models/base",
+        "steps": 40,
+        "settings": {
+            "model": {"tuning": "full"},
+            "game": {"domain": "text", "reward": {"function": "score.py:reward", "model": None, "scale": "raw"}},
+            "learner": {"lr": 3e-6, "beta": 0.05, "kl": "k3", "schedule": "constant"},
+        },
+        **more,
+    }
+
+
+def results_of(**metrics: list[float]) -> dict[str, Any]:
+    return {"steps": 40, "window": 10, "metrics": {name.replace("__", "/"): pair for name, pair in metrics.items()}}
+
+
+def test_a_domain_without_held_out_test_is_not_missing_one(tmp_path: Path) -> None:
+    write_metrics(tmp_path, text_metrics(40))
+    (tmp_path / "lineage.json").write_text(json.dumps({"stages": [stage("lsp", results=results_of())]}))
+    write_turns(tmp_path / "turns", 1, turn_rows(1))
+    text = " ".join(Page(write_report(tmp_path).read_text()).text.split())
+    assert "40 steps of training: mean reward 0.55 → 3.55; no held-out test in this domain." in text
+    assert "a reward that rises is no proof" in text
+    for tile in (
+        "V, mean reward3.550.55 at the start", "V_Q, mean quality55 at the start",
+        "Valid queries87.5 %87.5 % at the start", "Grades read90.0 %90.0 % at the start",
+        "KL, Solver0.3550.055 at the start", "KL, Challenger0.020.02 at the start",
+        "Answer, tokens136106 at the start",
+    ):  # fmt: skip
+        assert tile in text, tile
+    assert "What is missing here" not in text
+    for panel in ("Grades that could be read", "Invalid queries by reason", "Cut off at max_new_tokens", "V_Q"):
+        assert panel in text
+    assert "Raw reward" not in text
+
+
+def test_such_a_run_before_its_end_is_recorded_up_to_a_step(tmp_path: Path) -> None:
+    write_metrics(tmp_path, text_metrics(7, **{"reward/raw": -2.5}))
+    (tmp_path / "lineage.json").write_text(json.dumps({"stages": [stage("lsp")]}))
+    text = " ".join(Page(write_report(tmp_path).read_text()).text.split())
+    assert "Recorded up to step 7; not evaluated against the base yet." in text
+    assert "evaluation.json is not there (yet)" in text
+    assert "Raw reward−2.5−2.5 at the start" in text
+
+
+def test_the_stages_are_told_in_order_and_the_present_one_is_marked(tmp_path: Path) -> None:
+    evaluated = {"overall": {"win_rate": 0.625, "ci95": [0.5, 0.75], "n": 40}, "subsets": {}}
+    evaluated["overall"] |= {"base_accuracy": 0.25, "accuracy": 0.5}
+    stages = [
+        {"recipe": "grpo", "preset": "paper", "start": "arena", "steps": 300},  # an older record
+        stage("lsp", results={**results_of(game__V=[0.25, 0.5], kl__solver=[0.0, 0.125]), "evaluation": evaluated}),
+        stage("lsp-zero", start="/home/ann/runs/lsp"),
+    ]
+    write_metrics(tmp_path, text_metrics(3))
+    (tmp_path / "lineage.json").write_text(json.dumps({"stages": stages, "note": {"by": "hand"}}))
+    html = write_report(tmp_path).read_text()
+    page = Page(html)
+    assert "stage 3 of 3" in page.text
+    cards = html.split('<li class="card')[1:]
+    assert ["this run" in card for card in cards] == [False, False, True]
+    assert [card.startswith(" present") for card in cards] == [False, False, True]
+    told = [Page(f'<ol><li class="card{card.split("</li>")[0]}</li></ol>').text for card in cards]
+    assert "recipegrpo · paper" in told[0]
+    assert "reference" not in told[0]
+    for line in (
+        "recipelsp · paper", "start…/models/base", "referenceits start", "rewardscore.py:reward", "steps40",
+        "learning rate3e-06, constant", "β0.05, KL k3", "tuningfull", "V, mean reward0.25 → 0.5",
+        "KL, solver0 → 0.125", "win rate against its start62.5% (95 % interval 50.0% to 75.0%, n = 40)",
+        "final accuracy, overall25.0% → 50.0%",
+    ):  # fmt: skip
+        assert line in told[1], line
+    assert "start…/runs/lsp" in told[2]
+    assert "note.by" in page.text
+    assert "/home/ann" not in page.text
+
+
+@pytest.mark.parametrize("stages", [3, ["x"], [{"results": {"metrics": 3}}], [{"results": {}}], {"a": 1}])
+def test_a_damaged_stage_is_said(tmp_path: Path, stages: Any) -> None:
+    write_metrics(tmp_path, text_metrics(3))
+    (tmp_path / "lineage.json").write_text(json.dumps({"stages": stages}))
+    text = Page(write_report(tmp_path).read_text()).text
+    assert "lineage.json could not be read: a stage is damaged" in text
+
+
+LONG = "First line.\n\n    indented\n" + "words that go on " * 20
+
+
+def talk(**row: Any) -> dict[str, Any]:
+    return {
+        "step": 1, "index": 0, "parent": -1, "prompt": "p", "thought": None, "finish": "stop", "payoff": None,
+        "parts": None, "advantage": None, "trained": True, "completion_tokens": 9, "info": "{}", **row,
+    }  # fmt: skip
+
+
+def test_long_turns_keep_their_lines_and_thoughts_are_folded(tmp_path: Path) -> None:
+    query = {"task": {"task": LONG, "name": "planning"}, "query": {"text": "Plan a day.", "problem": None}}
+    known = {"query_text": "Plan a day.", "family": "travel"}
+    parts = json.dumps({"reward": 0.5, "quality": 5.0})
+    rows = [
+        talk(role="challenger", text="Well.\n<input>Plan a day.</input>", thought="hmm", info=json.dumps(query)),
+        talk(index=1, parent=0, role="solver", text=LONG, thought=f"Let me\n{ATTACK}", payoff=5.5, parts=parts,
+             info=json.dumps(known)),
+        talk(index=2, parent=0, role="solver", text="", thought="never ends", finish="length",
+             info=json.dumps({**known, "too_long": True})),
+        talk(index=3, parent=1, role="grader", text="1+1=2\n<score>5</score>", finish="length", trained=False),
+    ]  # fmt: skip
+    write_turns(tmp_path / "turns", 1, rows)
+    html = write_report(tmp_path).read_text()
+    page = Page(html)
+    assert f"<pre>{LONG}</pre>" in html
+    assert '<div class="thread prose">' in html
+    assert "<pre>Plan a day.</pre>" in html
+    assert "as written, with what stands around the query" in page.text
+    assert "<summary>thought, 3 characters</summary>" in html
+    assert ATTACK in page.text
+    assert "nothing said" in page.text
+    assert "<summary>grader, cut off</summary>" in html
+    assert "1+1=2\n" in page.text
+    for chip in ("payoff 5.5", "reward 0.5", "quality 5", "task planning", "too_long True", "cut off"):
+        assert f"<span>{chip}</span>" in html or f'<span class="total">{chip}</span>' in html, chip
+    assert "family travel" not in page.text  # of every answer alike
+    folded = [attributes for tag, attributes in page.tags if tag == "details" and "open" not in attributes]
+    assert len(folded) == 3 + 1 + 1 + 1  # thoughts, as written, grader, versions
+
+
+def test_what_a_prompts_row_knows_is_said_once(tmp_path: Path) -> None:
+    info = json.dumps({"output": "The planet is Jupiter.", "query_text": "Which?", "conversational": False})
+    rows = [talk(index=at, role="solver", prompt="Which?", text=f"answer {at}", info=info) for at in range(3)]
+    write_turns(tmp_path / "turns", 1, rows)
+    html = write_report(tmp_path).read_text()
+    assert html.count("output The planet is Jupiter.") == 1
+    assert '<div class="thread">' in html
+    assert "as written" not in html
+
+
+def test_steps_without_an_invalid_query_count_too(tmp_path: Path) -> None:
+    write_metrics(tmp_path, text_metrics(6))
+    (panel,) = [panel for panel in panels(read_run(tmp_path)) if panel.name == "problems"]
+    (band,) = panel.figure.axes[0].collections
+    heights = {float(x): float(y) for x, y in band.get_paths()[0].vertices if y > 0}
+    assert heights == {1.0: 0.25, 3.0: 0.25, 5.0: 0.25}
+    assert {x for x, y in band.get_paths()[0].vertices if y == 0} >= {2.0, 4.0, 6.0}
+
+
+def test_what_was_not_measured_is_not_in_a_legend(tmp_path: Path) -> None:
+    rows = [{"step": step, "game/query_length": 3.0} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (panel,) = panels(read_run(tmp_path))
+    assert [text.get_text() for text in panel.figure.legends[0].get_texts()] == ["query"]

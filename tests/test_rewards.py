@@ -18,7 +18,7 @@ from scripted import STOP, ids_of, turn_of
 from sparring.lm.base import SamplingParams
 from sparring.rewards.base import Reward, RewardError, load_object, load_reward
 from sparring.roles import Role
-from sparring.types import Turn
+from sparring.types import Prompt, Turn
 
 ROLE = Role("solver", "{{ query }}", SamplingParams(8), system="be brief")
 
@@ -82,6 +82,120 @@ def test_trls_signature_gets_messages_where_the_prompt_came_as_messages() -> Non
     ]
     assert seen["completions"][1] == [{"role": "assistant", "content": "bb"}]
     assert set(seen["kwargs"]) == {"completion_ids"}
+
+
+CHAT = ({"role": "system", "content": "s"}, {"role": "user", "content": "first"}, {"role": "assistant", "content": "r"})
+
+
+def test_conversations_end_with_the_answers() -> None:
+    """The row's own messages where there are some, else the query as it was asked for, not the role's wording of it."""
+    seen: list[Any] = []
+
+    def judge(queries, answers, conversations):
+        seen.append(conversations)
+        return [0.0] * len(answers)
+
+    (of_text,) = answers("a", query_text=["the row itself"])
+    asked = {"role": "user", "content": "second"}
+    of_messages = turn_of(ROLE, Prompt((*CHAT, asked), None, {"conversational": True, "query_text": "second"}), "bb")
+    Reward(judge)(["q0", "q1"], [of_text, of_messages])
+    assert seen == [
+        [
+            [{"role": "user", "content": "the row itself"}, {"role": "assistant", "content": "a"}],
+            [*CHAT, asked, {"role": "assistant", "content": "bb"}],
+        ]
+    ]
+
+
+def test_conversations_are_ours_and_no_column() -> None:
+    ours: list[Any] = []
+
+    def trls(prompts, completions, conversations):
+        ours.extend(conversations)
+        return [0.0] * len(completions)
+
+    (turn,) = answers("a", conversations=["the data set's"])
+    Reward(trls)(["q0"], [turn])
+    assert ours == [[{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a"}]]
+    every = Reward(lambda queries, answers, **columns: [float(len(columns))])
+    assert every(["q0"], [turn]) == [0.0], "given only where it is named"
+
+
+class Remembering:
+    """A reward object with everything one may have."""
+
+    def __init__(self) -> None:
+        self.calls, self.closed = 0, False
+
+    def __call__(self, queries: list[str], answers: list[str]) -> list[float]:
+        self.calls += len(answers)
+        return [float(self.calls)] * len(answers)
+
+    def state(self) -> dict[str, Any]:
+        return {"calls": self.calls}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.calls = state["calls"]
+
+    def drain(self) -> dict[str, float]:
+        return {"calls": float(self.calls)}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_what_a_reward_object_remembers_goes_through_a_checkpoint() -> None:
+    first, second = Reward(Remembering()), Reward(Remembering())
+    first(["q", "q"], answers("a", "b"))
+    assert first.state() == {"calls": 2}
+    second.restore(first.state())
+    assert second(["q"], answers("a")) == [3.0] == first(["q"], answers("a"))
+
+
+def test_a_reward_that_remembers_nothing_takes_nothing_back() -> None:
+    forgetful = Reward(lambda queries, answers: [0.0] * len(answers), "judge")
+    assert forgetful.state() == {}
+    forgetful.restore({})
+    with pytest.raises(RewardError, match=r"'judge' remembers nothing, but the checkpoint holds .*\(calls\)"):
+        forgetful.restore({"calls": 2})
+
+
+def test_a_reward_objects_own_figures_are_drained_with_what_was_logged() -> None:
+    class Judge(Remembering):
+        def __call__(self, prompts: Any, completions: list[str], log_metric: Any) -> list[float]:
+            log_metric("length", len(completions[0]))
+            return [0.0]
+
+    reward = Reward(Judge())
+    reward(["q"], answers("four"))
+    assert reward.drain() == {"length": 4.0, "calls": 0.0}
+
+
+def test_a_reward_object_is_closed() -> None:
+    judge = Remembering()
+    Reward(judge).close()
+    assert judge.closed
+    Reward(lambda queries, answers: [0.0]).close()
+
+
+@pytest.mark.parametrize("called", [True, False])
+def test_an_async_reward_object_is_closed_in_the_loop_it_was_called_in(called: bool) -> None:
+    loops: list[Any] = []
+
+    class Judge:
+        async def __call__(self, queries: list[str], answers: list[str]) -> list[float]:
+            loops.append(asyncio.get_running_loop())
+            return [0.0]
+
+        async def close(self) -> None:
+            loops.append(asyncio.get_running_loop())
+
+    reward = Reward(Judge())
+    if called:
+        reward(["q"], answers("a"))
+    reward.close()
+    assert len(loops) == 1 + called
+    assert len(set(loops)) == 1
 
 
 def test_what_trls_signature_logs_is_averaged_until_it_is_drained() -> None:

@@ -11,7 +11,7 @@ import pytest
 from conftest import Recorder, assert_same_run, small_run
 from sparring.build import build_game
 from sparring.games.dataset import Dataset
-from sparring.run import lineage, read_config, resume, train
+from sparring.run import read_config, resume, train
 from sparring.runfolder import RunFolder
 
 
@@ -43,12 +43,6 @@ def test_lsp_after_grpo_starts_from_its_model_and_is_held_to_it(
     assert record["base"] == str(grpo_run)  # compared with its start, not with what holds it
     before = json.loads((out / "evaluation.json").read_text())
     assert record["overall"]["base_accuracy"] == before["overall"]["base_accuracy"]
-
-
-def test_lineage_goes_through_the_model_folder_too(grpo_run: Path) -> None:
-    for start in (grpo_run, grpo_run / "model"):
-        assert len(lineage(small_run("lsp", f"model.path={start}"))["stages"]) == 2
-    assert len(lineage(small_run("lsp"))["stages"]) == 1
 
 
 def test_the_folder_repeats_the_run(grpo_run: Path, tmp_path: Path) -> None:

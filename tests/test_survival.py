@@ -20,11 +20,11 @@ import pytest
 
 from conftest import Recorder, assert_same_run, small_run, untimed
 from sparring.checkpoint import CheckpointError
-from sparring.config import RunConfig
 from sparring.learner import DivergedError
 from sparring.rewards.base import RewardError
 from sparring.run import resume, train
 from sparring.runfolder import RunFolder, RunFolderError
+from sparring.settings import RunConfig
 
 # Forked from a server that has imported everything and computed nothing, so that a start takes no time.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -249,7 +249,7 @@ def _reward_run(tmp_path: Path, fault: str, *overrides: str) -> tuple[RunConfig,
     """A GRPO run whose reward fails in step 4; called again without a fault, it repairs the file."""
     file = tmp_path / "reward.py"
     file.write_text(GOOD_REWARD + fault + "    return scores\n")
-    return small_run("grpo", f"game.reward={file}:reward", "evaluation.every=0", *overrides), file
+    return small_run("grpo", f"game.reward.function={file}:reward", "evaluation.every=0", *overrides), file
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def limit_file_size(out: Path, told: Recorder, size: int) -> Recorder:
     return told
 
 
-@pytest.mark.parametrize(("size", "every", "file"), [(2_000_000, 2, "step-000002"), (4_000, 0, "metrics.jsonl")])
+@pytest.mark.parametrize(("size", "every", "file"), [(2_000_000, 2, "step-000002"), (7_000, 0, "metrics.jsonl")])
 def test_a_limit_on_file_size_is_named_and_nothing_is_lost(
     size: int, every: int, file: str, tmp_path: Path, uninterrupted: Callable[..., Path]
 ) -> None:

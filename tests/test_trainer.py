@@ -206,7 +206,7 @@ def test_an_export_that_fails_says_so_and_leaves_no_half_model(tmp_path: Path, m
     config = small_run("grpo", "steps=1")
     blocked = out / ".model.partial"
 
-    def refuse(source: Any, destination: Any) -> None:
+    def refuse(source: Any, destination: Any, **_: Any) -> None:
         raise OSError(28, "No space left on device", str(blocked))
 
     with monkeypatch.context() as patch:

@@ -31,9 +31,9 @@ from sparring.console import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sparring.config import RunConfig
     from sparring.display import Display
     from sparring.evaluation.comparison import Evaluation
+    from sparring.settings import RunConfig
 
 # Said once, after the demo's table.
 ABILITY_NOTE = (
@@ -83,7 +83,11 @@ def demo(steps: int | None, out: Path | None, seed: int, method: str, overrides:
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of settings, over the recipe's.")
 @click.option("--out", type=click.Path(path_type=Path), help="New folder of the run.  [default: runs/<recipe>-<time>]")
 @click.option("--init", metavar="MODEL_OR_RUN", help="Start from this model folder, run or hub id (model.path).")
-@click.option("--reward", metavar="TARGET", help="package.module:function or file.py:function (game.reward).")
+@click.option(
+    "--reward",
+    metavar="TARGET",
+    help="Reward model (folder or hub id), URL of a served one, or file.py:function (game.reward).",
+)
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 @debug_option
@@ -102,7 +106,8 @@ def train(
     """Train by a RECIPE (`sparring recipes`); settings from its preset, then --config, then KEY=VALUE.
 
     \b
-    sparring train lsp --init Qwen/Qwen3-0.6B --preset paper --reward score.py:reward learner.lr=1e-6
+    sparring train lsp --preset paper-lora --init Qwen/Qwen3-0.6B --reward Skywork/Skywork-Reward-V2-Qwen3-0.6B
+    sparring train grpo --preset paper --reward score.py:reward game.prompts=alpaca.jsonl learner.lr=1e-6
     sparring train --config runs/lsp-1/config.yaml seed=1
     sparring train --resume runs/lsp-1
     """
@@ -117,8 +122,9 @@ def train(
     if recipe is not None and "=" in recipe:
         recipe, overrides = None, (recipe, *overrides)
     # Quoted as YAML, so that a folder called null or 1e5 stays a text.
-    texts = (("model.path", init), ("game.reward", reward))
-    given = [f"{key}={json.dumps(text, ensure_ascii=False)}" for key, text in texts if text]
+    texts = {"model.path": init} if init else {}
+    texts |= _reward_settings(reward) if reward else {}
+    given = [f"{key}={json.dumps(text, ensure_ascii=False)}" for key, text in texts.items()]
     config = _configuration(recipe, preset, file, (*given, *overrides))
     if dry_run:
         click.echo(config.to_yaml(), nl=False)
@@ -201,6 +207,15 @@ def recipes(name: str | None, preset: str | None, settings: bool) -> None:
         text = inspect.getdoc(RECIPES[name]) or ""
         click.echo("\n".join(f"# {line}".rstrip() for line in text.splitlines()))
         click.echo(config.to_yaml(), nl=False)
+
+
+def _reward_settings(target: str) -> dict[str, str | None]:
+    """What --reward names: a served model by its URL, a function by its colon, else a model."""
+    if target.startswith(("http://", "https://")):
+        return {"game.reward.url": target}
+    if ":" in target:
+        return {"game.reward.model": None, "game.reward.function": target}
+    return {"game.reward.function": None, "game.reward.model": target}
 
 
 def _presets(docstring: str) -> list[str]:

@@ -6,6 +6,7 @@ Nothing heavy is imported at the top: `sparring --help` imports this module.
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 import signal
 import sys
@@ -79,21 +80,16 @@ def _leave_with(ctx: click.Context, error: Exception) -> None:
     if isinstance(error, ValueError | OSError):
         _leave(ctx, error, f"Error: {error}", 1)
     from sparring.learner import DivergedError
+    from sparring.memory import MemoryExhaustedError
     from sparring.trainer import InterruptedRun
 
     if isinstance(error, InterruptedRun):
         _leave(ctx, error, str(error), EXIT_CODES[error.signal])
     if isinstance(error, DivergedError):
         _leave(ctx, error, f"Error: {error}", 1)
-    if _out_of_memory(error):
-        _leave(ctx, error, f"Error: out of memory ({error}). Lower learner.token_budget (the update), "
-               "model.cache_tokens (sampling), game.n_queries, game.n_answers or the roles' max_new_tokens; for a run "
-               "that is resumed, in its config.yaml", 1)  # fmt: skip
+    if isinstance(error, MemoryExhaustedError):
+        _leave(ctx, error, f"Error: {error}; for a run that is resumed, in its config.yaml", 1)
     raise error
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _leave(ctx: click.Context, error: BaseException, message: str, code: int) -> None:
@@ -137,6 +133,7 @@ def quiet_libraries(display: Display) -> None:
 
     Call it inside a command: the filters end with it.
     """
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when the library is imported
     from transformers.utils import logging
 
     logging.set_verbosity_error()

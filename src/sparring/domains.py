@@ -77,9 +77,11 @@ class Domain:
     """Everything a game asks of its subject.
 
     challenger, solver, grader: the roles' prompts (Jinja: task and template; query; query and answer).
-    parse_grade: a grader's reply → R_Q in [0, 1], None where it can't be read.
+    parse_grade: a grader's reply → R_Q in [0, 1], None where it can't be read; points: what R_Q = 1 is worth in the
+    paper's units.
     reward: R(q, a) where the domain can verify answers; rubric: R_Q by program; None where it has none.
     prompt_set: named prompt sets ("arena:easy"); tests: (seed, items a split) → held-out items.
+    refuse_copies: whether a query that repeats another of its batch is invalid.
     """
 
     name: str
@@ -93,3 +95,5 @@ class Domain:
     rubric: Rubric | None = None
     prompt_set: Callable[[str], PromptSet] | None = None
     tests: Callable[[int, int], list[TestItem]] | None = None
+    points: int = 7
+    refuse_copies: bool = False

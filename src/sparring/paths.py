@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparring.config import RoleConfig, RunConfig
+from sparring.settings import RoleConfig, RunConfig
 
 
 def anchored(config: RunConfig) -> RunConfig:
@@ -14,14 +14,17 @@ def anchored(config: RunConfig) -> RunConfig:
         update={
             "path": _folder(model.path),
             "reference": _folder(model.reference),
+            "remote_code": _folder(model.remote_code),
             "chat_template": _file(model.chat_template),
         }
     )
     game = game.model_copy(
         update={
             "custom": _target(game.custom),
-            "reward": _target(game.reward),
-            "prompts": _file(game.prompts),
+            "reward": game.reward.model_copy(
+                update={"function": _target(game.reward.function), "model": _folder(game.reward.model)}
+            ),
+            "prompts": _file(_folder(game.prompts)),
             "challenge": game.challenge.model_copy(update={"tasks": _file(game.challenge.tasks)}),
             **{name: _role(getattr(game, name)) for name in ("challenger", "solver", "grader")},
         }

@@ -47,6 +47,7 @@ def turn_rows(
             "model": turn.model,
             "prompt": str(turn.prompt.messages[-1]["content"]),
             "text": turn.text,
+            "thought": turn.thought,
             "finish": turn.finish,
             "prompt_tokens": len(turn.prompt_ids),
             "completion_tokens": len(turn.completion_ids),

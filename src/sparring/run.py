@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-import platform
+import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-import yaml
 
-import sparring
 from sparring.build import (
     AGGREGATIONS,
-    Models,
     build_game,
     build_learner,
-    build_models,
     build_sampler,
-    default_token_budget,
-    domain_named,
+    game_domain,
     learning_rate,
-    locate,
     require_room,
-    resolve_device,
+    resolved_reward,
     solver_role,
 )
+from sparring.card import write_model_card
 from sparring.checkpoint import latest_good
-from sparring.config import ChallengeConfig, RunConfig, read_yaml, validated
+from sparring.config import read_yaml, validated
 from sparring.evaluation.comparison import Evaluation
 from sparring.evaluation.heldout import HeldOut
 from sparring.games.base import Game
+from sparring.games.dataset import Dataset
 from sparring.lm.load import resolve_dtype
+from sparring.memory import LOADING, budgeted
+from sparring.models import Models, build_models, default_token_budget, resolve_device
 from sparring.paths import anchored
 from sparring.rewards.base import Reward
 from sparring.runfolder import RunFolder, write_json_atomic
 from sparring.sampling.local import LocalSampler
+from sparring.settings import ChallengeConfig, RunConfig
+from sparring.stages import finish_stage, lineage
 from sparring.tracking import Tracker, open_tracker
 from sparring.trainer import Observer, Schedule, Silent, Trainer
 
@@ -52,7 +50,7 @@ def train(
     game: one of your own in place of the configuration's.
     """
     config = anchored(_resolved(config))
-    with RunFolder(out).create(config.to_yaml(), lineage(config, game)) as folder:
+    with RunFolder(out).create(config.to_yaml(), lineage(config, _game_name(config, game))) as folder:
         observer = observer or Silent()
         try:
             parts = assemble(config, folder, game=game, observer=observer)
@@ -104,42 +102,13 @@ def read_config(folder: RunFolder) -> RunConfig:
     return validated(read_yaml(folder.config))
 
 
-def lineage(config: RunConfig, game: Game | None = None) -> dict[str, Any]:
-    """Which model a run starts from, through which stages it came, and with which versions.
-
-    game: the caller's own, where one is played in place of the configuration's.
-    """
-    start = locate(config.model.path)
-    parent = Path(start).parent / "lineage.json"
-    earlier: list[Any] = []
-    if Path(config.model.path).is_dir() and parent.is_file():
-        earlier = yaml.safe_load(parent.read_text(encoding="utf-8"))["stages"]
-    stage = {
-        "recipe": config.recipe,
-        "preset": config.preset,
-        "game": config.game.kind if game is None else _name_of(game),
-        "start": config.model.path,
-        "reference": config.model.reference or config.model.path,
-        "steps": config.steps,
-        "seed": config.seed,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    versions = {
-        "sparring": sparring.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-    return {"stages": [*earlier, stage], "versions": versions}
-
-
-def _name_of(game: Game) -> str:
-    return type(game).__qualname__
+def _game_name(config: RunConfig, game: Game | None) -> str:
+    return config.game.kind if game is None else type(game).__qualname__
 
 
 def _require_same_game(folder: RunFolder, game: Game | None) -> None:
     played = folder.read_lineage()["stages"][-1]["game"]
-    given = read_config(folder).game.kind if game is None else _name_of(game)
+    given = _game_name(read_config(folder), game)
     if played != given:
         raise ValueError(f"{folder.path} was started with the game {played}: resume it with that one, not {given}")
 
@@ -149,10 +118,14 @@ def _resolved(config: RunConfig) -> RunConfig:
     device = resolve_device(config.model.device)
     dtype = resolve_dtype(config.model.dtype, device)
     budget = config.learner.token_budget or default_token_budget(device)
+    game, reward = config.game, config.game.reward
+    if reward.model is not None and reward.url is None:
+        reward = resolved_reward(reward, config.model.device)
     return config.model_copy(
         update={
             "threads": config.threads or torch.get_num_threads(),
             "learner": config.learner.model_copy(update={"token_budget": budget}),
+            "game": game.model_copy(update={"reward": reward}),
             "model": config.model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")}),
         }
     )
@@ -174,16 +147,20 @@ def assemble(
     """Everything a configuration describes, in an open run folder; `trainer.run()` starts it."""
     observer = observer or Silent()
     observer.said("loading")
-    game = game or build_game(config)
-    models = build_models(config)
+    with budgeted("loading the models", LOADING):
+        models = build_models(config)
+        game = game or build_game(config)
     require_room(game, models)
+    if isinstance(game, Dataset) and game.prompts.skipped:
+        left, skipped = len(game.prompts), game.prompts.skipped
+        observer.said(f"{game.prompts.name}: {skipped} empty prompts skipped, {left} are left")
     sampler = build_sampler(models, config)
     watched = held_out(config, DEVELOPMENT_SEED, config.evaluation.n)
     trainer = Trainer(
         game=game,
         sampler=sampler,
         learner=build_learner(models, config, game),
-        tokenizer=models.tokenizer,
+        weights=models.weights,
         folder=folder,
         schedule=Schedule(
             steps=config.steps,
@@ -217,8 +194,16 @@ def _withdraw(folder: RunFolder) -> None:
 
 
 def _finish(parts: Assembly, folder: RunFolder, observer: Observer) -> Evaluation | None:
-    parts.trainer.run()
-    return final_evaluation(parts.config, folder, parts.models, parts.sampler, observer)
+    try:
+        steps_done = parts.trainer.run()
+    finally:
+        parts.trainer.game.close()
+    evaluation = final_evaluation(parts.config, folder, parts.models, parts.sampler, observer)
+    record = None if evaluation is None else json.loads(folder.evaluation.read_text(encoding="utf-8"))
+    story = finish_stage(folder.read_lineage(), steps_done=steps_done, metrics=folder.read_metrics(), evaluation=record)
+    folder.write_lineage(story)
+    write_model_card(folder.model, story)
+    return evaluation
 
 
 def _trackers(config: RunConfig, folder: RunFolder) -> list[Tracker]:
@@ -236,7 +221,7 @@ def _trackers(config: RunConfig, folder: RunFolder) -> list[Tracker]:
 
 def held_out(config: RunConfig, seed: int, n: int) -> HeldOut | None:
     """The domain's held-out test of n questions a split, scored by its own verifier; None where it has none."""
-    domain = domain_named(config.game.domain)
+    domain = game_domain(config.game)
     if domain.tests is None or domain.reward is None:
         return None
     reward = Reward(domain.reward, name=domain.name)

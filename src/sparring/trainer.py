@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from sparring.batching import Aggregation, Example, is_trained, to_examples
 from sparring.checkpoint import (
@@ -24,8 +23,9 @@ from sparring.checkpoint import (
 from sparring.games.base import Game
 from sparring.interrupts import Interrupts
 from sparring.learner import DivergedError, Learner
-from sparring.lm.load import load_model, save_model
+from sparring.lm.weights import Weights
 from sparring.losses import k1
+from sparring.memory import SAMPLING, SCORING, UPDATING, budgeted
 from sparring.optimizer_state import flatten_optimizer, restore_optimizer
 from sparring.records import Clock, turn_rows
 from sparring.runfolder import RunFolder, RunFolderError, fsync_path, write_json_atomic
@@ -90,6 +90,7 @@ class Trainer:
     """One run of one game.
 
     Args:
+        weights: what is trained, saved and exported.
         k1_in_reward: β of the KL that is taken off the payoffs (0: the KL, if any, is in the loss).
         skip_dead_groups: see batching.to_examples.
         dtype: compute precision: how far sampler and learner may differ before it is said.
@@ -98,7 +99,7 @@ class Trainer:
     game: Game
     sampler: LocalSampler
     learner: Learner
-    tokenizer: PreTrainedTokenizerBase
+    weights: Weights
     folder: RunFolder
     schedule: Schedule
     aggregation: Aggregation
@@ -151,9 +152,13 @@ class Trainer:
         clock = Clock()
         before = copy.deepcopy(self.game.state())
         try:
-            turns = self.game.play(self.sampler.at(step))
+            with budgeted("sampling", SAMPLING):
+                turns = self.game.play(self.sampler.at(step))
             clock.lap("play")
-            payoffs = self._with_kl(turns, self.game.payoffs(turns))
+            with budgeted("scoring the answers", SCORING):
+                payoffs = self.game.payoffs(turns)
+            with budgeted("scoring by the reference", UPDATING):
+                payoffs = self._with_kl(turns, payoffs)
             clock.lap("payoffs")
             advantages = self.game.baseline(turns, payoffs)
         except Exception:
@@ -164,6 +169,7 @@ class Trainer:
         clock.lap("update")
         sampled = float(sum(len(turn.completion_ids) for turn in turns))
         figures = {**self.game.metrics(turns, payoffs), **learned, "tokens/sampled": sampled}
+        self._watch.played(step, turns, figures)
         figures["tokens_per_second"] = (sampled + learned["tokens/trained"]) / clock.total
         figures |= self._evaluation(step)
         clock.lap("evaluate")
@@ -172,7 +178,8 @@ class Trainer:
     def _learn(self, step: int, examples: Sequence[Example], before: dict[str, Any]) -> Metrics:
         taken = self.learner.optimizer_steps
         try:
-            learned = self.learner.update(examples, self.schedule.learning_rate(step))
+            with budgeted("updating", UPDATING):
+                learned = self.learner.update(examples, self.schedule.learning_rate(step))
         except Exception as error:
             if self.learner.optimizer_steps == taken:
                 self._keep(step - 1, before)
@@ -252,12 +259,12 @@ class Trainer:
             self.observer.said(f"step {step + 1} failed; everything up to step {step} is saved")
 
     def _save(self, step: int, game: dict[str, Any]) -> None:
-        names = {parameter: name for name, parameter in self.learner.model.named_parameters()}
+        names = {parameter: name for name, parameter in self.weights.parameters().items()}
         tensors, optimizer = flatten_optimizer(self.learner.optimizer, names)
         save_checkpoint(
             self.folder.checkpoints,
             step,
-            write_model=lambda path: save_model(self.learner.model, self.tokenizer, path),
+            write_model=self.weights.save,
             tensors=tensors,
             state={
                 "step": step,
@@ -275,7 +282,7 @@ class Trainer:
         aside = final.with_name(f".{final.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
         try:
-            shutil.copytree(self.folder.checkpoints / f"step-{self._saved:06d}" / "model", aside)
+            self.weights.export(self.folder.checkpoints / f"step-{self._saved:06d}" / "model", aside)
             for path in (*aside.iterdir(), aside):
                 fsync_path(path)
             shutil.rmtree(final, ignore_errors=True)
@@ -303,15 +310,9 @@ class Trainer:
         return checkpoint.step, float(checkpoint.state["elapsed"])
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        saved = load_model(checkpoint.model_path)
-        with torch.no_grad():
-            for (name, mine), (_, theirs) in zip(
-                self.learner.model.named_parameters(), saved.named_parameters(), strict=True
-            ):
-                assert mine.shape == theirs.shape, name
-                mine.copy_(theirs)
+        self.weights.restore(checkpoint.model_path)
         self.learner.policy.refresh()
-        names = {parameter: name for name, parameter in self.learner.model.named_parameters()}
+        names = {parameter: name for name, parameter in self.weights.parameters().items()}
         restore_optimizer(self.learner.optimizer, names, checkpoint.tensors(), checkpoint.state["optimizer"])
         self.game.restore(checkpoint.state["game"])
 

@@ -35,7 +35,8 @@ class Turn:
     """One completion of one role.
 
     completion_ids are the sampled ids, stop token included: they are what is trained, the text is never
-    encoded again. logprobs [T] float32 are the sampler's, in nats, at the role's temperature.
+    encoded again. logprobs [T] float32 are the sampler's, in nats, at the role's temperature. text is what the model
+    says to its reader, thought what it thought before (None: it did not think); both are trained.
     """
 
     role: Role
@@ -47,6 +48,7 @@ class Turn:
     finish: Finish
     model: ModelName = "policy"
     info: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    thought: str | None = None
 
     @property
     def parent(self) -> Turn | None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from sparring.types import Turn
+
 IDLE_STEPS = 20
 GAP = {torch.float32: 0.05, torch.bfloat16: 0.2}
+READABLE, READ_STEPS = 0.8, 10  # least share of the grader's replies that can be read, mean over so many steps
 
 
 class Watch:
-    """Says once that sampler and learner disagree, and once that there is nothing to learn from.
+    """Says once that sampler and learner disagree, that there is nothing to learn from, that grades can't be read, and
+    that prompts leave no room for a reply.
 
     Args:
         say: told the message.
@@ -22,6 +27,7 @@ class Watch:
         self._say = say
         self._limit = GAP.get(dtype, GAP[torch.bfloat16])
         self._idle = 0
+        self._read: deque[float] = deque(maxlen=READ_STEPS)
         self._said: set[str] = set()
 
     def learned(self, step: int, examples: int, figures: Mapping[str, float]) -> None:
@@ -39,6 +45,32 @@ class Watch:
                 "gap",
                 f"step {step}: sampler and learner disagree by {sum(gaps) / len(gaps):.3g} nats a token (more than "
                 f"{self._limit:g}): gradients are biased; try model.engine=generic or model.dtype=float32",
+            )
+
+    def played(self, step: int, turns: Sequence[Turn], figures: Mapping[str, float]) -> None:
+        """One step was played: its turns, and the game's figures (quality/parse_rate among them)."""
+        rooms: dict[str, dict[int, bool]] = {}
+        for turn in turns:
+            rooms.setdefault(turn.role.name, {})[id(turn.prompt)] = not turn.info.get("too_long")
+        if "grader" in rooms and "quality/parse_rate" in figures:
+            self._read.append(figures["quality/parse_rate"])
+            self._grades(step, sum(self._read) / len(self._read))
+        for role, fits in rooms.items():
+            if not all(fits.values()):
+                count = len(fits) - sum(fits.values())
+                self._once(
+                    f"too_long/{role}",
+                    f"step {step}: {count} of {len(fits)} prompts of the {role} leave no room for a reply in the "
+                    f"model's context and got none: lower game.{role}.max_new_tokens, or give shorter prompts",
+                )
+
+    def _grades(self, step: int, rate: float) -> None:
+        if rate < READABLE:
+            self._once(
+                "grades",
+                f"steps {step - len(self._read) + 1} to {step}: only {rate:.0%} of the grader's replies could be read "
+                "(quality/parse_rate); look at them in the turns table: game.grader.prompt must get its form from the "
+                "model, and game.grader.max_new_tokens must let it finish",
             )
 
     def _once(self, subject: str, message: str) -> None:

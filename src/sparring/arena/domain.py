@@ -73,4 +73,5 @@ ARENA = Domain(
     rubric=quality,
     prompt_set=prompt_set,
     tests=tests,
+    points=POINTS,
 )

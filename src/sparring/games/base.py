@@ -77,6 +77,9 @@ class Game(ABC):
                 figures[f"dead_groups/{role.name}"] = float(np.mean(dead))
         return figures
 
+    def close(self) -> None:  # noqa: B027 - most games hold nothing open
+        """Let go of what the game holds open (a reward server's connections): the run is over."""
+
     def state(self) -> dict[str, Any]:
         """What the next step needs to know of the past, as JSON."""
         return {}

@@ -7,8 +7,9 @@ Source: Shao et al., DeepSeekMath, arXiv 2402.03300; the paper's baseline in arX
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,20 @@ class Dataset(Game):
         figures["game/query_length"] = float(np.mean([len(turn.prompt_ids) for turn in turns]))
         figures |= {f"reward/{name}": value for name, value in self.reward.drain().items()}
         return figures
+
+    def close(self) -> None:
+        """Close the reward."""
+        self.reward.close()
+
+    def state(self) -> dict[str, Any]:
+        """What the reward remembers."""
+        reward = self.reward.state()
+        return {"reward": reward} if reward else {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        if "reward" in state:
+            self.reward.restore(state["reward"])
 
     def _prompt(self, row: Row) -> Prompt:
         # After the columns: a data set's column of that name must not pass for ours.

@@ -7,13 +7,15 @@ Source: Kuba, Gu, Ma, Tian, Mohan, Chen, "Language Self-Play For Data-Free Train
     LSP        Solver paid R + R_Q, Challenger paid −V + V_Q, each centred over its siblings.
 
 V holds R only: if it held R_Q, V_Q would cancel for the Challenger. Where this departs from the paper is a setting, off
-by default: another payoff than −V, queries from the frozen Challenger, a repetition penalty, std scaling.
+by default: another payoff than −V, queries from the frozen Challenger, a repetition penalty, copies refused, std
+scaling.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,9 @@ from sparring.rewards.base import Reward
 from sparring.roles import Role
 from sparring.sampling.base import Sampler
 from sparring.types import Payoff, Payoffs, Prompt, Turn, children, of_role
+
+COPY = "copy of another query"
+"""The problem of a query that repeats an earlier one of its batch."""
 
 
 @dataclass
@@ -48,6 +53,7 @@ class LSPZero(Game):
         frozen_share: share of the queries drawn from the frozen Challenger: answered and trained on, but not centred
             with the policy's own.
         compare_by_task: centre the Challenger's payoffs among queries of one task rather than over the batch.
+        refuse_copies: a query equal to an earlier valid one of its batch, but for case and blank space, is invalid.
     """
 
     challenger: Role
@@ -62,6 +68,7 @@ class LSPZero(Game):
     frozen_share: float = 0.0
     repetition: RepetitionPenalty | None = None
     compare_by_task: bool = False
+    refuse_copies: bool = False
     scale: Baseline = centred
 
     def __post_init__(self) -> None:
@@ -77,7 +84,7 @@ class LSPZero(Game):
             *sampler.sample(self.challenger, prompts[:mine]),
             *sampler.sample(self.challenger, prompts[mine:], model="reference"),
         ]
-        queries = [turn.noting(query=self._read(turn)) for turn in queries]
+        queries = self._read(queries)
         asked = [self._ask(turn) for turn in queries if query_of(turn).answerable]
         return [*queries, *sampler.sample(self.solver, asked, n=self.n_answers)]
 
@@ -138,7 +145,7 @@ class LSPZero(Game):
         return turn.parent
 
     def metrics(self, turns: Sequence[Turn], payoffs: Payoffs) -> dict[str, float]:
-        """Besides every game's: V, valid and reserved share, distinct queries, the curriculum by family and level."""
+        """Besides every game's: V, valid and reserved share, problems, distinct queries, family and level."""
         own = [turn for turn in of_role(turns, self.challenger) if turn.model == "policy"]
         own = own or of_role(turns, self.challenger)
         queries = [query_of(turn) for turn in own]
@@ -150,6 +157,11 @@ class LSPZero(Game):
         if f"dead_groups/{self.solver.name}" in figures:
             figures["game/dead_groups"] = figures[f"dead_groups/{self.solver.name}"]
         figures["game/valid_share"] = float(np.mean([q.problem is None for q in queries]))
+        problems = Counter(q.problem for q in queries if q.problem is not None)
+        for problem, count in sorted(problems.items()):
+            figures[f"game/problem/{problem.replace(' ', '_')}"] = count / len(queries)
+        if self.refuse_copies:
+            figures["game/copies"] = problems[COPY] / len(queries)
         figures["game/reserved_share"] = float(np.mean([q.reserved for q in queries]))
         figures["game/distinct_queries"] = len({q.text for q in queries}) / len(queries)
         figures["game/query_length"] = float(np.mean([len(turn.completion_ids) for turn in own]))
@@ -160,22 +172,40 @@ class LSPZero(Game):
             figures[f"game/share/{family}"] = float(np.mean([q.family == family for q in queries]))
         return figures
 
+    def close(self) -> None:
+        """Close the reward."""
+        self.reward.close()
+
     def state(self) -> dict[str, Any]:
-        """The archive of past queries, where one is kept."""
-        return {} if self.repetition is None else {"repetition": self.repetition.state()}
+        """The archive of past queries, where one is kept, and what the reward remembers."""
+        kept = {} if self.repetition is None else {"repetition": self.repetition.state()}
+        reward = self.reward.state()
+        return {**kept, "reward": reward} if reward else kept
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
         if self.repetition is not None:
             self.repetition.restore(state["repetition"])
+        if "reward" in state:
+            self.reward.restore(state["reward"])
 
     def _draw_tasks(self, sampler: Sampler) -> list[Prompt]:
         drawn = sampler.rng("tasks").integers(len(self.tasks), size=self.n_queries)
         tasks = [self.tasks[int(index)] for index in drawn]
         return [self.challenger.prompt(task=t.task, template=t.template, info={"task": t}) for t in tasks]
 
-    def _read(self, turn: Turn) -> Query:
-        return self.read_query(turn.text, turn.info["task"], turn.finish == "stop")
+    def _read(self, turns: Sequence[Turn]) -> list[Turn]:
+        """Note what each turn asks."""
+        met: set[str] = set()
+        read: list[Turn] = []
+        for turn in turns:
+            query = self.read_query(turn.text, turn.info["task"], turn.finish == "stop")
+            if self.refuse_copies and query.answerable:
+                bare = " ".join(query.text.casefold().split())
+                query = replace(query, problem=COPY) if bare in met else query
+                met.add(bare)
+            read.append(turn.noting(query=query))
+        return read
 
     def _ask(self, turn: Turn) -> Prompt:
         query = query_of(turn)
@@ -220,14 +250,15 @@ class LSP(LSPZero):
         return {**solver, **self.pay_challenger(turns, value, value_q)}
 
     def metrics(self, turns: Sequence[Turn], payoffs: Payoffs) -> dict[str, float]:
-        """LSP-Zero's, V_Q and the share of grades that could be read."""
+        """LSP-Zero's, V_Q and the share of what graded the exchanges that could be read."""
         figures = super().metrics(turns, payoffs)
         grades = [payoffs[a].parts["quality"] for a in of_role(turns, self.solver) if a in payoffs]
         known = [grade for grade in grades if grade is not None]
         if known:
             figures["game/V_Q"] = float(np.mean(known))
-        if grades:
-            figures["quality/parse_rate"] = len(known) / len(grades)
+        parse_rate = self.quality.parse_rate(grades, turns)
+        if parse_rate is not None:
+            figures["quality/parse_rate"] = parse_rate
         return figures
 
     def _weighted_quality(self, turns: Sequence[Turn]) -> dict[Turn, float | None]:

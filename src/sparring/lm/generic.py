@@ -6,9 +6,11 @@ then expanded to that prompt's answers; right-padded scoring, where causality ma
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,18 +21,22 @@ from transformers.cache_utils import Cache
 from sparring.lm.base import Completion, LanguageModel, PromptGroup, SamplingParams, Scores
 from sparring.lm.choose import choose
 from sparring.lm.head import head_scores
-from sparring.lm.probe import cast_copy, check_cache, has_plain_head
-
-Row = tuple[tuple[int, ...], tuple[int, ...]]  # prompt, completion
+from sparring.lm.lora import adapters_disabled, has_adapters
+from sparring.lm.probe import base_dtype, cast_copy, check_cache, checkpointed, has_plain_head, require_layers
+from sparring.lm.rows import Row, completions, left_padded, right_padded, score_batches
 
 
 class GenericLM:
-    """A transformers causal LM in compute precision `dtype`, dropout off.
+    """A transformers causal LM in compute precision `dtype`, in eval mode, so without dropout.
 
-    Where `dtype` is the model's own, the module itself computes (and is put in eval mode); else a copy of
-    it does. `score_tokens` bounds the padded tokens of one scoring forward, `generate_tokens` the padded
-    tokens (prompt and completion) of one generation batch. Raises ValueError for a model that this path
-    can't run: an encoder-decoder, or one without a transformers `Cache` (Mamba, RWKV).
+    Where `dtype` is what most of the model's weights have, the module itself computes; else a copy of it does. LoRA
+    adapters stay fp32 masters in the module: peft casts around them. `checkpointing` computes a layer's activations
+    again in the backward pass instead of keeping them. `score_tokens` bounds the padded tokens of one scoring forward,
+    `generate_tokens` the padded tokens (prompt and completion) of one generation batch.
+
+    Raises ValueError for a model that this path can't run: an encoder-decoder, one without a transformers `Cache`
+    (Mamba, RWKV), 4-bit weights that compute in another dtype, trained weights that aren't fp32, or checkpointing where
+    no layers are known.
     """
 
     shares_prompts: bool = False
@@ -41,21 +47,43 @@ class GenericLM:
         dtype: torch.dtype,
         trainable: bool,
         *,
+        checkpointing: bool = False,
         score_tokens: int = 2**14,
         generate_tokens: int = 2**18,
     ) -> None:
+        _check_precision(model, dtype, trainable)
         self.master = model
         self.trainable = trainable
         self._score_tokens = score_tokens
         self._generate_tokens = generate_tokens
-        self._module = (model if model.dtype == dtype else cast_copy(model, dtype, trainable)).eval()
+        self._module = (model if base_dtype(model) == dtype else cast_copy(model, dtype, trainable)).eval()
+        self._copies = _trained_copies(self._module, model)
         self._accepts = set(inspect.signature(model.forward).parameters)
         self._equal_lengths = bool(getattr(model, "_is_stateful", False))
         config = model.config.get_text_config(decoder=True)
         self._positions: int | None = getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = config.vocab_size
+        self._adapters_off = False
+        self._checkpointing = checkpointing
+        if checkpointing:
+            require_layers(self._module)
         check_cache(self._module)
         self._plain_head = has_plain_head(self._module)
+
+    def without_adapters(self) -> GenericLM:
+        """The base under the adapters, frozen: the same module, which computes with its adapters off.
+
+        Raises ValueError for a model without adapters, whose base is what is trained.
+        """
+        if not has_adapters(self._module):
+            raise ValueError("the model carries no adapters: its reference must be a frozen copy (open_frozen)")
+        base = copy.copy(self)
+        base.trainable, base._adapters_off, base._copies = False, True, []
+        return base
+
+    def _as_set(self) -> AbstractContextManager[None]:
+        """The module as this view of it computes: with adapters or without."""
+        return adapters_disabled(self._module) if self._adapters_off else nullcontext()
 
     # Generation
 
@@ -79,8 +107,9 @@ class GenericLM:
             self._check_length(len(prompt), steps, "max_new_tokens")
             rows_of.setdefault(tuple(prompt), []).extend(range(index * n, (index + 1) * n))
         done: dict[int, Completion] = {}
-        for batch in self._generation_batches(rows_of, steps):
-            done |= self._generate_batch({prompt: rows_of[prompt] for prompt in batch}, params, draws_RT)
+        with self._as_set():
+            for batch in self._generation_batches(rows_of, steps):
+                done |= self._generate_batch({prompt: rows_of[prompt] for prompt in batch}, params, draws_RT)
         return [[done[row] for row in range(p * n, (p + 1) * n)] for p in range(len(prompts))]
 
     def _generation_batches(
@@ -105,7 +134,7 @@ class GenericLM:
         device, steps = self._module.device, params.max_new_tokens
         rows_R = [row for rows in rows_of.values() for row in rows]
         draws_RT = None if draws is None else draws[torch.tensor(rows_R, device=device)]
-        ids_QT, mask_QT = (tensor.to(device) for tensor in _left_padded(list(rows_of)))
+        ids_QT, mask_QT = (tensor.to(device) for tensor in left_padded(list(rows_of)))
         logits_QV, cache = self._step(ids_QT, mask_QT, (mask_QT.cumsum(1) - 1).clamp(min=0), None)
         # A is the rows still going: at first every answer of every prompt.
         source_A = torch.tensor([q for q, rows in enumerate(rows_of.values()) for _ in rows], device=device)
@@ -130,7 +159,7 @@ class GenericLM:
             mask_AT = torch.cat([mask_AT, mask_AT.new_ones(len(alive_A), 1)], 1)
             logits_AV, cache = self._step(chosen_A.unsqueeze(1), mask_AT, position_A.unsqueeze(1), cache)
             position_A = position_A + 1
-        return _completions(rows_R, chosen_RT, logprobs_RT, length_R, params.stop_ids)
+        return completions(rows_R, chosen_RT, logprobs_RT, length_R, params.stop_ids)
 
     def _step(self, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
         """Logits at the last token [B, V], and the cache with these tokens added."""
@@ -194,9 +223,9 @@ class GenericLM:
         start_of = np.concatenate([[0], np.cumsum(counts)])
         parts: list[Tensor] = []
         slots: list[np.ndarray] = []
-        for batch in _score_batches(rows, self._score_tokens):
+        for batch in score_batches(rows, self._score_tokens):
             # The last token predicts nothing that is scored, so it isn't fed.
-            ids_BT = _right_padded([(*rows[i][0], *rows[i][1][:-1]) for i in batch]).to(self._module.device)
+            ids_BT = right_padded([(*rows[i][0], *rows[i][1][:-1]) for i in batch]).to(self._module.device)
             first = min(len(rows[i][0]) for i in batch) - 1
             states_BTX = self._forward(ids_BT, plain, keep=ids_BT.shape[1] - first)
             T = states_BTX.shape[1]
@@ -211,10 +240,12 @@ class GenericLM:
 
     def _forward(self, ids_BT: Tensor, plain: bool, keep: int) -> Tensor:
         """Hidden states at every position; or logits, at the last `keep` positions where the model can."""
-        if plain:
-            return self._module.base_model(input_ids=ids_BT, use_cache=False)[0]
-        extra = {"logits_to_keep": keep} if "logits_to_keep" in self._accepts else {}
-        return self._module(input_ids=ids_BT, use_cache=False, **extra).logits
+        again = checkpointed(self._module) if self._checkpointing and torch.is_grad_enabled() else nullcontext()
+        with self._as_set(), again:
+            if plain:
+                return self._module.base_model(input_ids=ids_BT, use_cache=False)[0]
+            extra = {"logits_to_keep": keep} if "logits_to_keep" in self._accepts else {}
+            return self._module(input_ids=ids_BT, use_cache=False, **extra).logits
 
     def _check_length(self, prompt: int, more: int, setting: str) -> None:
         if prompt == 0:
@@ -230,16 +261,13 @@ class GenericLM:
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the masters into the compute copies."""
-        if self._module is not self.master:
-            for copied, master in zip(self._module.parameters(), self.master.parameters(), strict=True):
-                copied.copy_(master)
+        for copied, master in self._copies:
+            copied.copy_(master)
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
         """Add the compute copies' gradients to the masters' and clear them."""
-        if self._module is self.master:
-            return
-        for copied, master in zip(self._module.parameters(), self.master.parameters(), strict=True):
+        for copied, master in self._copies:
             if copied.grad is None:
                 continue
             if master.grad is None:
@@ -247,6 +275,26 @@ class GenericLM:
             else:
                 master.grad.add_(copied.grad)
             copied.grad = None
+
+
+def _check_precision(model: PreTrainedModel, dtype: torch.dtype, trainable: bool) -> None:
+    quantised = getattr(model, "hf_quantizer", None) is not None
+    if quantised and base_dtype(model) != dtype:
+        raise ValueError(f"the 4-bit weights were loaded to compute in {base_dtype(model)}: load them for {dtype}")
+    low = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
+    if trainable and low:
+        raise ValueError(
+            f"{low[0]} is {model.get_parameter(low[0]).dtype}, in which small updates would be rounded away: "
+            "load what is trained as float32"
+        )
+
+
+def _trained_copies(module: PreTrainedModel, model: PreTrainedModel) -> list[tuple[Tensor, Tensor]]:
+    """(compute copy, master) of every parameter that is trained; none where the module is the model itself."""
+    if module is model:
+        return []
+    pairs = zip(module.parameters(), model.parameters(), strict=True)
+    return [(copied, master) for copied, master in pairs if master.requires_grad]
 
 
 def _logit_scores(
@@ -262,38 +310,3 @@ def _logit_scores(
         detached_SV = logp_SV.detach()
         entropy_S = -(detached_SV.exp() * detached_SV).sum(-1)
     return Scores(logp_SV.gather(1, targets_S.unsqueeze(1)).squeeze(1), kl_S, entropy_S)
-
-
-def _score_batches(rows: Sequence[Row], budget: int) -> Iterator[list[int]]:
-    """Row indices by length, rows times longest within the budget (a longer row goes alone)."""
-    batch: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1])):
-        if batch and (len(batch) + 1) * (len(rows[i][0]) + len(rows[i][1])) > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    yield batch
-
-
-def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids [Q, T] and mask [Q, T], padding (id 0) on the left."""
-    longest = max(map(len, prompts))
-    ids_QT = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in prompts])
-    lengths_Q1 = torch.tensor([[len(ids)] for ids in prompts])
-    return ids_QT, (torch.arange(longest) >= longest - lengths_Q1).long()
-
-
-def _right_padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([list(ids) + [0] * (longest - len(ids)) for ids in rows])
-
-
-def _completions(
-    rows_R: list[int], chosen_RT: Tensor, logprobs_RT: Tensor, length_R: Tensor, stop_ids: Sequence[int]
-) -> dict[int, Completion]:
-    ids, logprobs, lengths = chosen_RT.tolist(), logprobs_RT.cpu().numpy(), length_R.tolist()
-    done: dict[int, Completion] = {}
-    for r, (row, length) in enumerate(zip(rows_R, lengths, strict=True)):
-        finish: Literal["stop", "length"] = "stop" if ids[r][length - 1] in stop_ids else "length"
-        done[row] = Completion(tuple(ids[r][:length]), logprobs[r, :length].copy(), finish)
-    return done

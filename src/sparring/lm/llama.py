@@ -1,14 +1,17 @@
 """A fast engine for the Llama and Qwen family: compute copies of the weights, and the passes over them.
 
-The masters are the transformers model's own parameters (fp32). The compute copies hold them in the compute
-dtype, with q/k/v and gate/up fused into one matrix each, so a layer is four matrix products.
+The masters are the transformers model's own parameters (fp32 where they are trained). The compute copies hold them in
+the compute dtype, with q/k/v and gate/up fused into one matrix each, so a layer is four matrix products. What is frozen
+and in the compute dtype already is not copied but shared: then the model's own parameters become views of the fused
+matrices. LoRA adapters stay low-rank beside them (`llama_adapters`).
 `llama_score` computes log-probabilities for training, `llama_generate` writes completions.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +26,10 @@ from transformers import (
 )
 
 from sparring.lm.base import Completion, LanguageModel, PromptGroup, SamplingParams, Scores
+from sparring.lm.llama_adapters import Copies, Projection, base_layer, is_adapted, odd_adapter
 
 COVERED = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MistralForCausalLM)
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 
 
@@ -55,44 +60,59 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """Compute copies of one decoder layer; matrices are [out, in]."""
+    """One decoder layer in the compute dtype."""
 
     attention_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
+    qkv: Projection
     q_norm: Tensor | None
     k_norm: Tensor | None
-    out: Tensor
+    out: Projection
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Projection
+    down: Projection
+
+    @property
+    def adapted(self) -> bool:
+        """Whether any of its projections carries an adapter."""
+        return any(p.adapter is not None for p in (self.qkv, self.out, self.gate_up, self.down))
+
+    def bare(self) -> Layer:
+        """The same tensors without adapters."""
+        parts = {"qkv": self.qkv, "out": self.out, "gate_up": self.gate_up, "down": self.down}
+        return replace(self, **{name: part.bare() for name, part in parts.items()})
 
 
 class FastLlama:
     """LanguageModel over a LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM or MistralForCausalLM.
 
-    `trainable` makes the compute copies leaves that require grad. Copies live on the model's device.
-    Raises ValueError where `unsupported(model)` gives a reason.
+    `trainable` makes copies of parameters that require grad leaves that do too. Parameters that don't when the engine
+    is built are constants to it: shared with the model where they have `dtype`, else converted once. Everything lies
+    on the model's device. `checkpointing` has each layer computed again in the backward pass rather than kept: less
+    memory, about a third more time. The model may carry one plain LoRA adapter over a frozen base
+    (`peft.inject_adapter_in_model`). Raises ValueError where `unsupported(model)` gives a reason.
     """
 
     shares_prompts: bool = True
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, trainable: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, dtype: torch.dtype, trainable: bool, *, checkpointing: bool = False
+    ) -> None:
         reason = self.unsupported(model)
         if reason is not None:
             raise ValueError(f"FastLlama cannot run this model: {reason}. Use the generic engine.")
         self.dtype = dtype
         self.trainable = trainable
+        self.checkpointing = checkpointing
         decoder: Any = model.get_decoder()
         embedding: Any = model.get_input_embeddings()
         head: Any = model.get_output_embeddings()
         self.device: torch.device = embedding.weight.device
         self.geometry = _geometry(model)
-        self._sources: list[tuple[Tensor, list[Tensor]]] = []
-        self.embedding = self._copy(embedding.weight)
-        self.layers = [self._copy_layer(layer) for layer in decoder.layers]
-        self.norm = self._copy(decoder.norm.weight)
-        self.head = self.embedding if head.weight is embedding.weight else self._copy(head.weight)
+        self._copies = Copies(dtype, self.device, trainable)
+        self.embedding = self._copies.take(embedding.weight)
+        self.layers = [_layer(layer, self._copies) for layer in decoder.layers]
+        self.norm = self._copies.take(decoder.norm.weight)
+        self.head = self.embedding if head.weight is embedding.weight else self._copies.take(head.weight)
         self._inv_freq: Tensor = decoder.rotary_emb.inv_freq
         self._rope_scaling = float(decoder.rotary_emb.attention_scaling)
         self._rope_table: tuple[Tensor, Tensor] | None = None
@@ -103,55 +123,31 @@ class FastLlama:
         """Why this engine cannot run `model`, or None where it can."""
         return _unsupported(model)
 
-    def _copy(self, *masters: Tensor) -> Tensor:
-        shape = (sum(master.shape[0] for master in masters), *masters[0].shape[1:])
-        leaf = torch.empty(shape, dtype=self.dtype, device=self.device, requires_grad=self.trainable)
-        self._sources.append((leaf, list(masters)))
-        return leaf
-
-    def _copy_layer(self, layer: Any) -> Layer:
-        attention, mlp = layer.self_attn, layer.mlp
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        biased = attention.q_proj.bias is not None
-        normed = hasattr(attention, "q_norm")
-        return Layer(
-            attention_norm=self._copy(layer.input_layernorm.weight),
-            qkv=self._copy(*(p.weight for p in projections)),
-            qkv_bias=self._copy(*(p.bias for p in projections)) if biased else None,
-            q_norm=self._copy(attention.q_norm.weight) if normed else None,
-            k_norm=self._copy(attention.k_norm.weight) if normed else None,
-            out=self._copy(attention.o_proj.weight),
-            mlp_norm=self._copy(layer.post_attention_layernorm.weight),
-            gate_up=self._copy(mlp.gate_proj.weight, mlp.up_proj.weight),
-            down=self._copy(mlp.down_proj.weight),
-        )
-
     def freeze(self) -> FastLlama:
-        """Let go of the masters: nothing done to them reaches the copies any more. Returns itself."""
-        self._sources.clear()
+        """Let go of the masters: no update of what was trainable reaches the copies any more. Returns itself."""
+        self._copies.let_go()
         return self
 
-    @torch.no_grad()
+    def without_adapters(self) -> FastLlama:
+        """The base under the adapters, frozen: it shares every tensor but theirs.
+
+        Raises ValueError for a model without adapters, whose base is what is trained.
+        """
+        if not any(layer.adapted for layer in self.layers):
+            raise ValueError("the model carries no adapters: its reference must be a frozen copy (open_frozen)")
+        base = copy.copy(self)
+        base.layers = [layer.bare() for layer in self.layers]
+        base.trainable = False
+        base._copies = Copies(self.dtype, self.device, trainable=False)
+        return base
+
     def refresh(self) -> None:
         """Copy the masters into the compute copies, in place."""
-        for leaf, masters in self._sources:
-            for part, master in zip(leaf.split([m.shape[0] for m in masters]), masters, strict=True):
-                part.copy_(master)
+        self._copies.refresh()
 
-    @torch.no_grad()
     def collect_gradients(self) -> None:
         """Add the copies' gradients to the masters' `.grad` in fp32 and clear the copies'."""
-        for leaf, masters in self._sources:
-            if leaf.grad is None:
-                continue
-            for part, master in zip(leaf.grad.split([m.shape[0] for m in masters]), masters, strict=True):
-                if not master.requires_grad:
-                    continue
-                if master.grad is None:
-                    master.grad = part.to(master.dtype, copy=True)
-                else:
-                    master.grad.add_(part)
-            leaf.grad = None
+        self._copies.collect_gradients()
 
     def rope(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and signed sin [length, head_dim] in the compute dtype, for `llama_layers.rotate_`."""
@@ -193,6 +189,21 @@ class FastLlama:
                 "load both models with the same engine"
             )
         return score(self, groups, temperature=temperature, reference=reference, entropy=entropy)
+
+
+def _layer(layer: Any, copies: Copies) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    normed = hasattr(attention, "q_norm")
+    return Layer(
+        attention_norm=copies.take(layer.input_layernorm.weight),
+        qkv=copies.projection(attention.q_proj, attention.k_proj, attention.v_proj),
+        q_norm=copies.take(attention.q_norm.weight) if normed else None,
+        k_norm=copies.take(attention.k_norm.weight) if normed else None,
+        out=copies.projection(attention.o_proj),
+        mlp_norm=copies.take(layer.post_attention_layernorm.weight),
+        gate_up=copies.projection(mlp.gate_proj, mlp.up_proj),
+        down=copies.projection(mlp.down_proj),
+    )
 
 
 def _geometry(model: PreTrainedModel) -> Geometry:
@@ -241,12 +252,27 @@ def _odd_modules(model: PreTrainedModel) -> str | None:
         return "its weights are quantised"
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
-        if last in ("o_proj", "gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "lm_head"):
-            if type(module) is not nn.Linear:
-                return f"{name} is a {type(module).__name__} (adapter? quantised?), not a plain Linear"
-            if module.bias is not None and last not in ("q_proj", "k_proj", "v_proj"):
+        if last in PROJECTIONS:
+            if is_adapted(module) and (reason := odd_adapter(module)) is not None:
+                return f"{name} {reason}"
+            if (reason := _odd_linear(base_layer(module))) is not None:
+                return f"{name} {reason}"
+            if base_layer(module).bias is not None and last not in ("q_proj", "k_proj", "v_proj"):
                 return f"{name} has a bias"
-    return None
+        elif hasattr(module, "base_layer") or hasattr(module, "original_module"):
+            return f"{name} is wrapped in a {type(module).__name__}: only the layers' projections may be adapted"
+    head: Any = model.get_output_embeddings()
+    if (reason := _odd_linear(head)) is not None:
+        return f"lm_head {reason}"
+    return "lm_head has a bias" if head.bias is not None else None
+
+
+def _odd_linear(module: nn.Module) -> str | None:
+    if type(module) is nn.Linear:
+        return None
+    if hasattr(module, "base_layer"):
+        return f"carries an adapter ({type(module).__module__}) other than one LoRA"
+    return f"is a {type(module).__name__} (adapter? quantised?), not a plain Linear"
 
 
 def _odd_parameters(model: PreTrainedModel) -> str | None:
@@ -258,4 +284,6 @@ def _odd_parameters(model: PreTrainedModel) -> str | None:
             return f"{name} is not a whole tensor on one device (meta or sharded)"
         if not parameter.is_floating_point():
             return f"{name} has dtype {parameter.dtype}"
-    return None
+    adapted = any(is_adapted(module) for module in model.modules())
+    trained = [name for name, parameter in parameters.items() if parameter.requires_grad and ".lora_" not in name]
+    return f"{trained[0]} is trained beside the adapters: freeze it" if adapted and trained else None

@@ -106,7 +106,7 @@ def generate(
     if not prompts or n == 0:
         return [[] for _ in prompts]
     rows, limit, vocab = len(prompts) * n, params.max_new_tokens, model.geometry.vocab
-    uniforms_BT = _check_uniforms(uniforms, rows, params)
+    uniforms_TB = _check_uniforms(uniforms, rows, params)
     stops_V = id_mask(params.stop_ids, vocab, "stop_ids")
     banned_V = id_mask(params.banned_ids, vocab, "banned_ids")
     if banned_V.all():
@@ -120,7 +120,11 @@ def generate(
     logits_BV = logits_NV[torch.from_numpy(prompt_B).to(model.device)]
     cache.arrange(prompt_B)
 
-    position_B = lengths_N[prompt_B]
+    # What a step needs of the rows stays on the device: only the tokens drawn come back, to see who has finished.
+    draws_TB = torch.from_numpy(uniforms_TB).to(model.device)
+    rows_B = torch.from_numpy(live).to(model.device)
+    starts_B = torch.from_numpy(lengths_N[prompt_B]).to(model.device)
+    tables = model.rope(int(lengths_N.max()) + limit)
     written = Written(rows, limit)
     for step in range(limit):
         logprobs_BV = torch.log_softmax(_scaled(logits_BV, params), -1)
@@ -128,20 +132,20 @@ def generate(
         if params.temperature == 0:
             tokens_B = choice_BV.argmax(-1)
         else:
-            uniforms_B = torch.from_numpy(uniforms_BT[live, step]).to(model.device)
-            tokens_B = draw(torch.softmax(choice_BV, -1), uniforms_B)
+            tokens_B = draw(torch.softmax(choice_BV, -1), draws_TB[step].index_select(0, rows_B))
         chosen_B = logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
-        writing_B = written.add(live, step, tokens_B.cpu().numpy(), chosen_B.cpu().numpy(), stops_V)
+        writing_B = written.add(live, step, tokens_B.cpu().numpy(), chosen_B, stops_V)
         if step + 1 == limit or not writing_B.any():
             break
         if writing_B.sum() <= (1 - COMPACT_SHARE) * len(live):
             keep = np.flatnonzero(writing_B)
-            tokens_B = tokens_B[torch.from_numpy(keep).to(model.device)]
-            live, position_B = live[keep], position_B[keep]
+            kept = torch.from_numpy(keep).to(model.device)
+            tokens_B, rows_B, starts_B = (x.index_select(0, kept) for x in (tokens_B, rows_B, starts_B))
+            live = live[keep]
             prompt_B = cache.keep(keep, prompt_B[keep], int(prompt_B[-1]) + 1, model.geometry.kv_heads)
         cache.open_slot(step, limit - 1, model.dtype)
-        positions_B = torch.from_numpy(position_B + step).to(model.device)
-        logits_BV = _decode(model, cache, tokens_B, positions_B, step)
+        rope = tuple(table.index_select(0, starts_B + step)[:, None] for table in tables)
+        logits_BV = _decode(model, cache, tokens_B, rope, step)
     flat = written.completions()
     return [flat[i : i + n] for i in range(0, rows, n)]
 
@@ -150,31 +154,40 @@ class Written:
     """What every answer holds so far."""
 
     def __init__(self, rows: int, limit: int) -> None:
-        self.ids_BT, self.logprobs_BT = np.zeros((rows, limit), np.int64), np.zeros((rows, limit), np.float32)
+        self.ids_BT = np.zeros((rows, limit), np.int64)
         self.lengths_B, self.stopped_B = np.full(rows, limit), np.zeros(rows, bool)
+        self._steps: list[tuple[np.ndarray, Tensor]] = []
 
     def add(
-        self, live: np.ndarray, step: int, ids_B: np.ndarray, logprobs_B: np.ndarray, stops_V: np.ndarray
+        self, live: np.ndarray, step: int, ids_B: np.ndarray, logprobs_B: Tensor, stops_V: np.ndarray
     ) -> np.ndarray:
         """Note one token for each live row; returns which of them go on writing."""
-        self.ids_BT[live, step], self.logprobs_BT[live, step] = ids_B, logprobs_B
+        self.ids_BT[live, step] = ids_B
+        self._steps.append((live, logprobs_B))
         stopping = live[stops_V[ids_B] & ~self.stopped_B[live]]
         self.lengths_B[stopping], self.stopped_B[stopping] = step + 1, True
         return ~self.stopped_B[live]
 
     def completions(self) -> list[Completion]:
         """One per row."""
+        logprobs_BT = np.zeros(self.ids_BT.shape, np.float32)
+        fetched = torch.cat([logprobs_B for _, logprobs_B in self._steps]).cpu().numpy()
+        start = 0
+        for step, (live, _) in enumerate(self._steps):
+            logprobs_BT[live, step] = fetched[start : start + len(live)]
+            start += len(live)
         return [
             Completion(tuple(ids[:length].tolist()), logprobs[:length].copy(), "stop" if stopped else "length")
             for ids, logprobs, length, stopped in zip(
-                self.ids_BT, self.logprobs_BT, self.lengths_B, self.stopped_B, strict=True
+                self.ids_BT, logprobs_BT, self.lengths_B, self.stopped_B, strict=True
             )
         ]
 
 
 def _check_uniforms(uniforms: np.ndarray, rows: int, params: SamplingParams) -> np.ndarray:
+    """Checked, in a copy of its own [max_new_tokens, rows] (none where greedy)."""
     if params.temperature == 0:
-        return uniforms
+        return np.zeros((0, 0), np.float32)
     if uniforms.shape[0] != rows or uniforms.ndim != 2 or uniforms.shape[1] < params.max_new_tokens:
         raise ValueError(
             f"uniforms must be [{rows}, {params.max_new_tokens}] (prompts · n, max_new_tokens), "
@@ -182,7 +195,7 @@ def _check_uniforms(uniforms: np.ndarray, rows: int, params: SamplingParams) -> 
         )
     if not ((uniforms >= 0) & (uniforms < 1)).all():
         raise ValueError("uniforms must lie in [0, 1)")
-    return uniforms.astype(np.float32, copy=False)
+    return np.array(uniforms[:, : params.max_new_tokens].T, np.float32, order="C")
 
 
 def _scaled(logits_BV: Tensor, params: SamplingParams) -> Tensor:
@@ -216,11 +229,10 @@ def _prefill(model: FastLlama, prompts: list[tuple[int, ...]], rows: int) -> tup
     return fn.linear(final_norm(model, h_TD.index_select(0, last_N)), model.head), cache, lengths_N
 
 
-def _decode(model: FastLlama, cache: Cache, tokens_B: Tensor, positions_B: Tensor, slot: int) -> Tensor:
-    """Logits [B, V] after these tokens, which enter the cache at `slot`."""
+def _decode(model: FastLlama, cache: Cache, tokens_B: Tensor, rope: tuple[Tensor, ...], slot: int) -> Tensor:
+    """Logits [B, V] after these tokens, which enter the cache at `slot`; rope: cos, signed sin of their positions."""
     geometry = model.geometry
     b, k, d = len(tokens_B), geometry.kv_heads, geometry.head_dim
-    rope = tuple(table.index_select(0, positions_B)[:, None] for table in model.rope(int(positions_B.max()) + 1))
     h_BD = fn.embedding(tokens_B, model.embedding)
     for i, layer in enumerate(model.layers):
         heads = project_qkv(h_BD, layer, geometry).view(b, geometry.packed_heads, d)
@@ -230,7 +242,7 @@ def _decode(model: FastLlama, cache: Cache, tokens_B: Tensor, positions_B: Tenso
         query.copy_(heads[:, : geometry.heads].view(b, k, -1).transpose(0, 1))
         attended = h_BD.new_empty(b, k, geometry.heads_per_kv * d)
         attended.copy_(_attend(query, cache, i, geometry).transpose(0, 1))
-        h_BD = mlp(torch.addmm(h_BD, attended.view(b, -1), layer.out.t()), layer, geometry)
+        h_BD = mlp(layer.out.onto(h_BD, attended.view(b, -1)), layer, geometry)
     return fn.linear(final_norm(model, h_BD), model.head)
 
 

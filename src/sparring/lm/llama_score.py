@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as fn
+from torch.utils.checkpoint import checkpoint
 
 from sparring.lm.base import PromptGroup, Scores
 from sparring.lm.head import head_scores
 from sparring.lm.llama import FastLlama
 from sparring.lm.llama_layers import Layout, SharedPrefixAttention, lay_out, mlp, project_qkv, rms_norm
 
-# Attention weights, over all layers, that a backward pass may keep (and one layer's that may exist at all).
+# Attention weights of all layers held at once that a backward pass may keep (and one layer's that may exist at all).
 KEPT_WEIGHTS = 2**29
 
 
@@ -23,12 +25,13 @@ KEPT_WEIGHTS = 2**29
 class Packed:
     """Groups as one packed sequence: prompts, then answers without their last token.
 
-    ids_T, positions_T: packed tokens. scored_S: packed position that predicts each completion token;
-    targets_S: that token. Both in the order of `Scores`.
+    ids_T, positions_T: packed tokens. length: positions in use, known without asking the device.
+    scored_S: packed position that predicts each completion token; targets_S: that token. Both in the order of `Scores`.
     """
 
     ids_T: Tensor
     positions_T: Tensor
+    length: int
     scored_S: Tensor
     targets_S: Tensor
     layout: Layout
@@ -60,7 +63,7 @@ def pack(model: FastLlama, groups: Sequence[PromptGroup]) -> Packed:
             start += len(row) - 1
         inputs.append(np.array(lengths, np.int64))
     empty = [np.zeros(0, np.int64)]
-    ids_T, targets_S = np.concatenate(ids), np.concatenate(targets or empty)
+    ids_T, positions_T, targets_S = (np.concatenate(parts) for parts in (ids, positions, targets or empty))
     for array in (ids_T, targets_S):
         if array.size and not 0 <= array.min() <= array.max() < model.geometry.vocab:
             raise ValueError(f"token ids must lie in [0, {model.geometry.vocab}): the model's vocabulary")
@@ -70,7 +73,8 @@ def pack(model: FastLlama, groups: Sequence[PromptGroup]) -> Packed:
 
     return Packed(
         ids_T=tensor(ids_T),
-        positions_T=tensor(np.concatenate(positions)),
+        positions_T=tensor(positions_T),
+        length=int(positions_T.max()) + 1,
         scored_S=tensor(np.concatenate(scored or empty)),
         targets_S=tensor(targets_S),
         layout=lay_out(model.geometry, prompt_lengths, inputs, model.dtype, model.device),
@@ -89,18 +93,23 @@ def forward(
     geometry = model.geometry
     n, p, g, t = packed.layout.sizes
     weights = n * geometry.heads * (p * p + g * t * (p + t))
-    keep = weights * (geometry.layers if torch.is_grad_enabled() else 1) <= KEPT_WEIGHTS
-    rope = tuple(
-        table.index_select(0, packed.positions_T)[:, None] for table in model.rope(int(packed.positions_T.max()) + 1)
-    )
-    h_TD = fn.embedding(packed.ids_T, model.embedding, geometry.padding_idx)
-    for i, layer in enumerate(model.layers):
+    recompute = model.checkpointing and model.trainable and torch.is_grad_enabled()
+    held_layers = geometry.layers if torch.is_grad_enabled() and not recompute else 1
+    keep = weights * held_layers <= KEPT_WEIGHTS
+    rope = tuple(table.index_select(0, packed.positions_T)[:, None] for table in model.rope(packed.length))
+
+    def run(i: int, h_TD: Tensor) -> Tensor:
+        layer = model.layers[i]
         qkv = project_qkv(h_TD, layer, geometry)
         attended = SharedPrefixAttention.apply(qkv, rope, packed.layout, geometry, keep)
         if on_qkv is not None:
             on_qkv(i, qkv)
-        h_TD = torch.addmm(h_TD, attended, layer.out.t())
-        h_TD = mlp(h_TD, layer, geometry)
+        return mlp(layer.out.onto(h_TD, attended), layer, geometry)
+
+    h_TD = fn.embedding(packed.ids_T, model.embedding, geometry.padding_idx)
+    step = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False) if recompute else run
+    for i in range(geometry.layers):
+        h_TD = step(i, h_TD)
     return h_TD
 
 

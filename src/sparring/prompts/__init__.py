@@ -17,12 +17,16 @@ def from_file(path: str, setting: str, needs: tuple[str, ...] = ()) -> str:
     """A user's prompt file.
 
     Raises:
-        ValueError: the file can't be read, or lacks a placeholder that the role can't do without.
+        ValueError: the file can't be read, is empty, or lacks a placeholder that the role can't do without.
     """
     try:
         text = Path(path).read_text(encoding="utf-8").rstrip("\n")
     except OSError as error:
         raise ValueError(f"{setting}: can't read the prompt file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{setting}: the prompt file {path} is no UTF-8 text: {error}") from error
+    if not text.strip():
+        raise ValueError(f"{setting}: the prompt file {path} is empty")
     if not needs:
         return text
     try:

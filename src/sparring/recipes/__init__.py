@@ -9,10 +9,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 
-from sparring.config import ConfigError, RunConfig
+from sparring.config import ConfigError
 from sparring.recipes.grpo import grpo
 from sparring.recipes.lsp import lsp
 from sparring.recipes.lsp_zero import lsp_zero
+from sparring.settings import RunConfig
 
 Recipe = Callable[[str], RunConfig]
 RECIPES: Mapping[str, Recipe] = {"lsp": lsp, "lsp-zero": lsp_zero, "grpo": grpo}

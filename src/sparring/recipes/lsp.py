@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sparring.config import ChallengeConfig, QualityConfig, RunConfig
-from sparring.recipes.common import arena_run, paper_run, pick
+from sparring.recipes.common import arena_run, on_one_card, paper_run, pick
+from sparring.settings import ChallengeConfig, QualityConfig, RunConfig
 
 
 def lsp(preset: str = "arena") -> RunConfig:
@@ -17,18 +17,28 @@ def lsp(preset: str = "arena") -> RunConfig:
             it takes about a quarter of a step. game.quality.source=reference asks it.
         arena-paper: the paper's payoffs (-V + V_Q, every query by the trained Challenger, R_Q from the frozen start
             itself) with the arena's optimiser.
-        paper: the paper's game and settings on Llama-3.2-3B-Instruct. From the paper: N = 8, beta = 0.05, lr 3e-6,
-            payoffs, mean-centred advantages, no clipping. Ours, where it says nothing: G = 8, alpha = 1, k3 as the
-            KL's estimator in the loss, completions of 256 tokens, constant learning rate, greedy grading, 500 steps.
+        paper: the paper's game and settings. From the paper: Llama-3.2-3B-Instruct, Skywork-Reward-V2-Llama-3.2-3B,
+            N = 8, beta = 0.05, lr 3e-6, payoffs, mean-centred advantages, no clipping, R_Q in points (0 to 7), no task
+            (the model's own judgement; game.challenge.tasks takes a file). Ours, where it says nothing: G = 8,
+            alpha = 1, k3 as the KL's estimator in the loss, completions of 256 tokens, constant learning rate, greedy
+            grading, raw reward scores, the worst valid query's payoff for an invalid one, 500 steps.
+            From the GRPO model, as in the paper's second experiment: --init runs/grpo.
+        paper-lora: the same with an adapter, for one card of 24 GB. Ours: rank 32, lr 3e-5.
     """
     presets = {
         "arena": arena_run(
             steps=300,
             kind="lsp",
             challenge=ChallengeConfig(payoff="frontier", frozen_share=0.5, invalid_payoff=0.0),
-            quality=QualityConfig(source="program"),
+            quality=QualityConfig(source="program", scale="share"),
         ),
-        "arena-paper": arena_run(steps=300, kind="lsp", challenge=ChallengeConfig(invalid_payoff=0.0)),
+        "arena-paper": arena_run(
+            steps=300,
+            kind="lsp",
+            challenge=ChallengeConfig(invalid_payoff=0.0),
+            quality=QualityConfig(scale="share"),
+        ),
         "paper": paper_run(3e-6, kind="lsp"),
+        "paper-lora": on_one_card(paper_run(3e-6, kind="lsp")),
     }
     return pick(presets, preset, "lsp")

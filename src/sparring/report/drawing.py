@@ -101,8 +101,8 @@ def curves(
     run: Run, heading: tuple[str, str, str, str], lines: dict[str, tuple[str, str]], share: bool = False
 ) -> Panel | None:
     """Curves over steps: every value faint, a running mean in front; None where nothing was measured."""
-    measured = {key: run.series(key) for key in lines}
-    if not any(len(steps) for steps, _ in measured.values()):
+    measured = {key: series for key in lines if len((series := run.series(key))[0])}
+    if not measured:
         return None
     figure, axes = canvas()
     for key, (steps, values) in measured.items():
@@ -116,17 +116,20 @@ def curves(
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     steps_axis(axes)
-    if len(lines) > 1:
+    if len(lines) > 1:  # one of several entities still has to be named
         legend(figure, axes)
     return Panel(*heading, figure)
 
 
 def stack(
-    run: Run, heading: tuple[str, str, str, str], parts: list[tuple[str, str]], share: bool = False
+    run: Run, heading: tuple[str, str, str, str], parts: list[tuple[str, str]], share: bool = False, beside: str = ""
 ) -> Panel | None:
-    """Stacked areas over steps; beyond the palette the smallest parts are one "other"."""
-    rows = [row for row in run.rows if any(key in row for _, key in parts)]
-    if not rows:
+    """Stacked areas over steps; beyond the palette the smallest parts are one "other".
+
+    beside: a metric of steps that count even where they have none of the parts.
+    """
+    rows = [row for row in run.rows if any(key in row for key in (beside, *(key for _, key in parts)))]
+    if not rows or not parts:
         return None
     steps = np.array([row["step"] for row in rows])
     # A part absent from a step that has others had none: 0.

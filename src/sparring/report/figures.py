@@ -51,6 +51,11 @@ def _learning(run: Run) -> Iterable[Panel | None]:
         ),
         {"game/V": ("V", COLOURS[0])},
     )
+    yield curves(
+        run,
+        ("Learning", "raw", "Raw reward", "The reward model's mean score before it was squeezed or standardised."),
+        {"reward/raw": ("score", COLOURS[7])},
+    )
     yield _accuracy(run)
     yield curves(
         run,
@@ -114,6 +119,13 @@ def _curriculum(run: Run) -> Iterable[Panel | None]:
         {"game/valid_share": ("valid", COLOURS[1])},
         share=True,
     )
+    yield stack(
+        run,
+        (section, "problems", "Invalid queries by reason", "Share of the queries; the gap to 100\u00a0% was valid."),
+        [(key.removeprefix("game/problem/").replace("_", " "), key) for key in run.keys("game/problem/")],
+        share=True,
+        beside="game/valid_share",
+    )
     yield curves(
         run,
         (section, "length", "Length, tokens", "Mean length of queries and answers."),
@@ -143,6 +155,18 @@ def _health(run: Run) -> Iterable[Panel | None]:
             "How far each role has moved from the model the run began with.",
         ),
         _by_role(run, "kl/"),
+    )
+    yield curves(
+        run,
+        (section, "grades", "Grades that could be read", "Share of the grader's replies; the others count for nobody."),
+        {"quality/parse_rate": ("read", COLOURS[4])},
+        share=True,
+    )
+    yield curves(
+        run,
+        (section, "truncated", "Cut off at max_new_tokens", "Share of a role's turns that didn't end by themselves."),
+        _by_role(run, "truncated/"),
+        share=True,
     )
     yield curves(
         run,

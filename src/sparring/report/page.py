@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,9 +20,39 @@ from sparring.report.drawing import VARIABLES, Panel
 from sparring.report.figures import panels
 from sparring.report.run import Run, read_run
 from sparring.runfolder import write_atomic
+from sparring.stages import ends, window
+
+REWARDS = ("reward/raw", "game/V", "payoff/solver/reward")  # a score before its scale says more than the scaled one
+PACKAGES = ("sparring", "torch", "transformers", "tokenizers", "numpy", "matplotlib")
+
 
 NBSP = "\N{NO-BREAK SPACE}"
-PACKAGES = ("sparring", "torch", "transformers", "tokenizers", "numpy", "matplotlib")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}{NBSP}%"
+
+
+def _number(value: float | None) -> str:
+    return "—" if value is None else f"{value:z.3g}".replace("-", "−")
+
+
+def _signed(value: float | None, digits: int = 2) -> str:
+    return "—" if value is None else f"{value:+z.{digits}f}".replace("-", "−")
+
+
+Show = Callable[[float], str]
+TILES: tuple[tuple[str, tuple[str, ...], Show], ...] = (
+    ("V, mean reward", ("game/V", "payoff/solver/reward"), _number),
+    ("Valid queries", ("game/valid_share",), _percent),
+    ("Raw reward", ("reward/raw",), _number),
+    ("V_Q, mean quality", ("game/V_Q",), _number),
+    ("Grades read", ("quality/parse_rate",), _percent),
+    ("KL, Solver", ("kl/solver",), _number),
+    ("KL, Challenger", ("kl/challenger",), _number),
+    ("Answer, tokens", ("length/solver",), _number),
+)
+"""Label, metrics (the first that was measured) and format; the first two stand beside an evaluation too."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +92,13 @@ def write_report(run_path: Path) -> Path:
         name=run_path.resolve().name,
         headline=headline(run),
         tiles=tiles(run),
+        window=window(run.rows),
         rows=list(run.evaluation.rows()) if run.evaluation else [],
         result=_inlined([panel for panel in drawn if panel.section == "Result"]),
         sections=_sections([panel for panel in drawn if panel.section != "Result"]),
-        missing=_missing_figures(drawn),
-        lineage=_lines(run.lineage),
+        missing=_missing_figures(run, drawn),
+        stages=run.lineage.stages,
+        lineage=_lines(run.lineage.other),
         versions=_versions(),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         light=VARIABLES,
@@ -80,9 +112,7 @@ def write_report(run_path: Path) -> Path:
 def headline(run: Run) -> str:
     """The result in a sentence: the win rate with its interval, and what the interval allows to say."""
     if run.evaluation is None:
-        if run.last_step is None:
-            return "No step and no evaluation has been recorded yet."
-        return f"Recorded up to step {run.last_step}; not evaluated against the base yet."
+        return _progress(run)
     overall = run.evaluation.overall
     low, high = overall.ci95
     if overall.ties == overall.n:
@@ -97,6 +127,18 @@ def headline(run: Run) -> str:
     return f"{verdict}: win{NBSP}rate {_percent(overall.win_rate)} ({interval})"
 
 
+def _progress(run: Run) -> str:
+    """Without an evaluation, what the run's own figures say; a reward that rises is no proof of a better model."""
+    if run.last_step is None:
+        return "No step and no evaluation has been recorded yet."
+    if not run.untested:
+        return f"Recorded up to step {run.last_step}; not evaluated against the base yet."
+    reward = next((pair for key in REWARDS if (pair := ends(run.rows, key))), None)
+    paid = f": mean reward {_number(reward[0])}{NBSP}→{NBSP}{_number(reward[1])}" if reward else ""
+    steps = "step" if run.last_step == 1 else "steps"
+    return f"{run.last_step} {steps} of training{paid}; no held-out test in this domain."
+
+
 def tiles(run: Run) -> list[Tile]:
     """The few numbers to see first."""
     found = []
@@ -106,13 +148,11 @@ def tiles(run: Run) -> list[Tile]:
         found.append(Tile("Win rate", _percent(overall.win_rate), counts))
         tops = {name: row for name, row in run.evaluation.subsets.items() if "/" not in name}
         found += [_accuracy_tile(name, row) for name, row in (tops or {"overall": overall}).items()][:3]
-    for key, name, show in (
-        ("game/V", "V, mean reward", _number),
-        ("game/valid_share", "Valid queries", _percent),
-    ):
-        ends = run.ends(key)
-        if ends:
-            found.append(Tile(name, show(ends[1]), f"{show(ends[0])} at the first step"))
+    shown = TILES[:2] if run.evaluation else TILES
+    for name, keys, show in shown:
+        pair = next((pair for key in keys if (pair := ends(run.rows, key))), None)
+        if pair:
+            found.append(Tile(name, show(pair[1]), f"{show(pair[0])} at the start"))
     if run.last_step is not None:
         _, seconds = run.series("seconds/step")
         total = float(seconds.sum())
@@ -135,7 +175,7 @@ def _inlined(drawn: Iterable[Panel]) -> list[tuple[Panel, Markup]]:
     return [(panel, Markup(panel.svg())) for panel in drawn]  # noqa: S704
 
 
-def _missing_figures(drawn: list[Panel]) -> list[str]:
+def _missing_figures(run: Run, drawn: list[Panel]) -> list[str]:
     wanted = {
         "value": "mean reward",
         "accuracy": "held-out accuracy",
@@ -145,6 +185,10 @@ def _missing_figures(drawn: list[Panel]) -> list[str]:
         "seconds": "time",
     }
     names = {panel.name for panel in drawn}
+    if run.untested:
+        names |= {"accuracy", "win-rates"}
+    if run.rows and not any(key.endswith("/challenger") for key in run.rows[-1]):
+        names.add("valid")  # a game on data: its queries are given
     return [title for name, title in wanted.items() if name not in names]
 
 
@@ -173,15 +217,3 @@ def _write_pngs(drawn: list[Panel], folder: Path) -> None:
         write_atomic(folder / f"{panel.name}.png", lambda aside, content=content: aside.write_bytes(content))
     for stale in {file.stem for file in folder.glob("*.png")} - {panel.name for panel in drawn}:
         (folder / f"{stale}.png").unlink()
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}{NBSP}%"
-
-
-def _number(value: float | None) -> str:
-    return "—" if value is None else f"{value:.3g}".replace("-", "−")
-
-
-def _signed(value: float | None, digits: int = 2) -> str:
-    return "—" if value is None else f"{value:+.{digits}f}".replace("-", "−")

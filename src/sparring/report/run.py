@@ -12,12 +12,29 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from sparring.card import facts, published, results
 from sparring.evaluation.comparison import Evaluation
 from sparring.report.samples import Moment, sample_moments
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
+Lines = tuple[tuple[str, str], ...]
 Series = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Through which stages the run's model came.
+
+    Attributes:
+        stages: (facts, results) of each, as (name, text); this run's last.
+        ended: the last one's results are in.
+        other: what else the record holds.
+    """
+
+    stages: tuple[tuple[Lines, Lines], ...] = ()
+    ended: bool = False
+    other: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -29,7 +46,8 @@ class Run:
         rows: metrics by step, oldest first; where a step was written twice the later value counts.
         evaluation: base against trained, None before the evaluation.
         config: the resolved settings as written, None where there are none.
-        lineage: which model, stage and commit the run came from.
+        lineage: the stages up to this run.
+        untested: the run ended without a held-out test, because its domain has none.
         moments: sample turns, early to late.
         notes: one sentence for each part that is missing or damaged.
     """
@@ -38,7 +56,8 @@ class Run:
     rows: tuple[Row, ...] = ()
     evaluation: Evaluation | None = None
     config: str | None = None
-    lineage: Mapping[str, Any] = field(default_factory=dict)
+    lineage: Lineage = field(default_factory=Lineage)
+    untested: bool = False
     moments: tuple[Moment, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -52,11 +71,6 @@ class Run:
         return list(
             dict.fromkeys(key for row in self.rows for key in row if key.startswith(prefix) and is_number(row[key]))
         )
-
-    def ends(self, key: str) -> tuple[float, float] | None:
-        """(first, last) value of a metric; None where it was never measured."""
-        _, values = self.series(key)
-        return (float(values[0]), float(values[-1])) if len(values) else None
 
     @property
     def last_step(self) -> int | None:
@@ -79,12 +93,15 @@ def read_run(path: Path) -> Run:
         notes.append("metrics.jsonl holds no step yet.")
     moments, damaged = sample_moments(path / "turns")
     notes += damaged
+    lineage = _part(path / "lineage.json", _read_lineage, notes) or Lineage()
+    untested = lineage.ended and not (path / "evaluation.json").exists()
     return Run(
         path=path,
         rows=rows,
-        evaluation=_part(path / "evaluation.json", lambda file: Evaluation.from_json(_json(file)), notes),
+        evaluation=None if untested else _part(path / "evaluation.json", _read_evaluation, notes),
         config=_part(path / "config.yaml", lambda file: file.read_text(encoding="utf-8"), notes),
-        lineage=_part(path / "lineage.json", _read_object, notes) or {},
+        lineage=lineage,
+        untested=untested,
         moments=moments,
         notes=tuple(notes),
     )
@@ -105,11 +122,20 @@ def _json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def _read_evaluation(file: Path) -> Evaluation:
+    return Evaluation.from_json(_json(file))
+
+
+def _read_lineage(file: Path) -> Lineage:
     data = _json(file)
-    if isinstance(data, dict):
-        return data
-    raise ValueError(f"expected an object, found {type(data).__name__}")
+    if not isinstance(data, dict):
+        raise ValueError(f"expected an object, found {type(data).__name__}")  # noqa: TRY004 - a damaged file
+    stages = published(data.pop("stages", []))
+    try:
+        told = tuple((tuple(facts(stage)), tuple(results(stage))) for stage in stages)
+        return Lineage(told, bool(stages) and "results" in stages[-1], data)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"a stage is damaged ({error!r})") from error
 
 
 def _read_metrics(file: Path, notes: list[str]) -> tuple[Row, ...]:

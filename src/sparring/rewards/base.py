@@ -2,25 +2,24 @@
 
 A reward is `(queries, answers, **columns) -> list[float | None]`: one number an answer, None where it can't
 say. A function with a `completions` parameter is taken to have TRL's signature and is called TRL's way: with
-texts, or with lists of messages where the prompt came as messages.
+texts, or with lists of messages where the prompt came as messages. Either kind that names `conversations` gets the
+chats that the answers end, as lists of messages.
+
+An object may also have `state`/`restore` (what it remembers, as JSON), `drain` (figures since the last call) and
+`close`; `Reward` passes them on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from threading import Thread
-from types import ModuleType
 from typing import Any
-from uuid import uuid4
 from weakref import finalize
 
+from sparring.rewards.imports import load_object
 from sparring.types import Message, Turn
 
 RewardFunction = Callable[..., "Sequence[float | None] | Awaitable[Sequence[float | None]]"]
@@ -29,7 +28,7 @@ RewardFunction = Callable[..., "Sequence[float | None] | Awaitable[Sequence[floa
 LARGEST = 1e30
 """Beyond this advantages leave float32, and nothing downstream could name the reward any more."""
 
-RESERVED = {"queries", "answers", "prompts", "completions", "conversational", "query_text"}
+RESERVED = {"queries", "answers", "prompts", "completions", "conversations", "conversational", "query_text"}
 """Names that are never passed as columns."""
 
 TRLS_OWN = {"completion_ids", "trainer_state", "log_extra", "log_metric"}
@@ -74,10 +73,28 @@ class Reward:
         return {name: sum(values) / len(values) for name, values in self._values.items()}
 
     def drain(self) -> dict[str, float]:
-        """`logged`, which then starts anew."""
+        """`logged` and the function object's own figures, which then start anew."""
         logged = self.logged
         self._values.clear()
-        return logged
+        return {**logged, **drained(self._function)}
+
+    def state(self) -> dict[str, Any]:
+        """What the function object remembers from call to call, as JSON; empty where it remembers nothing."""
+        return state_of(self._function)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave.
+
+        Raises:
+            RewardError: there is something to take back, and this reward has no `restore`.
+        """
+        restore_to(self._function, state, self.name)
+
+    def close(self) -> None:
+        """Let the function object close what it holds open (a server's connections)."""
+        closing = closed(self._function)
+        if inspect.isawaitable(closing):
+            self._waited_for(closing)
 
     def __call__(self, queries: Sequence[str], answers: Sequence[Turn]) -> list[float | None]:
         """Score answers; columns are what the answers' prompts know (a data set's row, the query's family).
@@ -99,14 +116,21 @@ class Reward:
         try:
             scores = self._call(queries, answers)
             if inspect.isawaitable(scores):
-                self._loop = self._loop or _Loop()
-                scores = self._loop.wait_for(scores)
+                scores = self._waited_for(scores)
+        except RewardError:
+            raise
         except Exception as error:
             raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}") from error
         return self._checked(scores, answers)
 
+    def _waited_for(self, awaitable: Awaitable[Any]) -> Any:
+        self._loop = self._loop or _Loop()
+        return self._loop.wait_for(awaitable)
+
     def _call(self, queries: Sequence[str], answers: Sequence[Turn]) -> Any:
         columns = self._wanted(_columns(answers))
+        if "conversations" in self._named:
+            columns["conversations"] = [_conversation(turn) for turn in answers]
         if not self._trl:
             return self._function(list(queries), [turn.text for turn in answers], **columns)
         given: dict[str, Any] = {
@@ -157,55 +181,39 @@ class Reward:
         return number
 
 
+def state_of(holder: Any) -> dict[str, Any]:
+    """What an object with `state` and `restore` remembers; empty for any other."""
+    return dict(holder.state()) if _remembers(holder) else {}
+
+
+def restore_to(holder: Any, state: Mapping[str, Any], name: str) -> None:
+    """Give `state` back to the object it came from; raises RewardError where the object can't have made it."""
+    if _remembers(holder):
+        holder.restore(state)
+    elif state:
+        raise RewardError(
+            f"reward {name!r} remembers nothing, but the checkpoint holds what a reward remembered "
+            f"({', '.join(state)}): resume with the reward that the run began with"
+        )
+
+
+def drained(holder: Any) -> dict[str, float]:
+    """An object's figures since it was last asked; none where it has no `drain`."""
+    return dict(holder.drain()) if callable(getattr(holder, "drain", None)) else {}
+
+
+def closed(holder: Any) -> Any:
+    """What an object's `close` returns (an awaitable where it is async); None where it has none."""
+    return holder.close() if callable(getattr(holder, "close", None)) else None
+
+
+def _remembers(holder: Any) -> bool:
+    return all(callable(getattr(holder, name, None)) for name in ("state", "restore"))
+
+
 def load_reward(target: str) -> Reward:
     """A reward by `package.module:function` or `file.py:function`."""
     return Reward(load_object(target, "--reward"), name=target)
-
-
-def load_object(target: str, setting: str) -> Any:
-    """Import `package.module:name` (from the working directory too) or `path/to/file.py:name`.
-
-    Raises:
-        ValueError: no such module, file or name, or it can't be imported; the message names the setting.
-    """
-    source, colon, name = target.rpartition(":")
-    if not colon or not source or not name:
-        raise ValueError(f"{setting} takes package.module:name or file.py:name, not {target!r}")
-    if source.endswith(".py") and not Path(source).is_file():
-        raise ValueError(f"{setting}: there is no file {source}")
-    try:
-        module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
-    except (Exception, SystemExit) as error:  # a user's file may raise anything
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{source}.".startswith(f"{error.name}."):
-            raise ValueError(f"{setting}: no module {source!r} can be imported ({error})") from error
-        raise ValueError(f"{setting}: {source} can't be imported ({type(error).__name__}: {error})") from error
-    if not hasattr(module, name):
-        public = ", ".join(sorted(n for n in vars(module) if not n.startswith("_")))
-        raise ValueError(f"{setting}: {source} has no {name!r}; it has: {public}")
-    return getattr(module, name)
-
-
-def _import_file(path: Path) -> ModuleType:
-    # Dataclasses look their module up in sys.modules; a name of its own keeps the file from hiding another module.
-    name = f"sparring_file_{uuid4().hex}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _import_module(source: str) -> ModuleType:
-    # As `python -m` does: a console script's path begins with its own folder instead.
-    folder = str(Path.cwd())
-    if not {"", folder} & set(sys.path):
-        sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    return importlib.import_module(source)
 
 
 class _Loop:
@@ -252,6 +260,12 @@ def _prompt(turn: Turn) -> str | list[Message]:
 
 def _completion(turn: Turn) -> str | list[Message]:
     return [{"role": "assistant", "content": turn.text}] if turn.info.get("conversational") else turn.text
+
+
+def _conversation(turn: Turn) -> list[Message]:
+    prompt = _prompt(turn)
+    asked: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [*asked, {"role": "assistant", "content": turn.text}]
 
 
 def _drop(column: str, values: Sequence[Any]) -> None:

@@ -1,0 +1,178 @@
+"""A run's models: loaded, given their adapter, opened for sampling and scoring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sparring import prompts
+from sparring.arena import model_path
+from sparring.lm.base import LanguageModel
+from sparring.lm.engines import open_lm, open_reference
+from sparring.lm.load import load_model, load_tokenizer, resolve_dtype
+from sparring.lm.lora import LoraSettings, add_lora
+from sparring.lm.weights import FullWeights, LoraWeights, Weights
+from sparring.rendering import Renderer
+from sparring.settings import ModelConfig, RunConfig
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a run holds in memory. `weights` is what it trains and saves."""
+
+    model: PreTrainedModel
+    weights: Weights
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    policy: LanguageModel
+    reference: LanguageModel | None
+    stop_ids: tuple[int, ...]
+    context: int | None
+
+
+def build_models(config: RunConfig, *, trainable: bool = True) -> Models:
+    """Load model, tokenizer and, where the run needs it, the frozen reference.
+
+    Masters are float32 where every weight is trained. Under an adapter the model is frozen in compute precision, and
+    is its own reference with the adapter off.
+    """
+    settings = config.model
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    adapted = trainable and settings.tuning != "full"
+    model = _load(settings, device, dtype if adapted or not trainable else torch.float32, adapted=adapted)
+    tokenizer = load_tokenizer(
+        locate(settings.path),
+        _chat_template(settings),
+        revision=settings.revision,
+        remote_code=settings.remote_code is not None,
+    )
+    if not trainable:
+        model.requires_grad_(False)  # before it is opened: engines share frozen weights and copy trained ones
+    if adapted:
+        lora = LoraSettings(settings.lora.rank, settings.lora.alpha, settings.lora.targets)
+        add_lora(model, lora, config.seed)
+    policy = open_lm(
+        model, dtype, trainable=trainable, path=settings.engine, checkpointing=settings.gradient_checkpointing
+    )
+    reference = None
+    if settings.reference is not None and needs_reference(config):
+        other = _other_reference(settings, model, device, dtype)
+        reference = open_reference(policy, other, dtype, path=settings.engine)
+    elif adapted or needs_reference(config):
+        reference = open_reference(policy, model, dtype, path=settings.engine)
+    return Models(
+        model,
+        _weights(config, model, tokenizer, adapted=adapted),
+        tokenizer,
+        Renderer(tokenizer, settings.template_kwargs),
+        policy,
+        reference,
+        stop_ids_of(model, tokenizer),
+        _context(model, config),
+    )
+
+
+def needs_reference(config: RunConfig) -> bool:
+    """Whether anything asks the frozen start: the KL, a grader, or frozen queries."""
+    game = config.game
+    graded = game.kind == "lsp" and game.quality.source == "reference"
+    return config.learner.beta > 0 or graded or game.challenge.frozen_share > 0 or game.kind == "custom"
+
+
+def _load(settings: ModelConfig, device: str, dtype: torch.dtype, *, adapted: bool) -> PreTrainedModel:
+    return load_model(
+        locate(settings.path),
+        device=device,
+        dtype=dtype,
+        attention=settings.attention,
+        revision=settings.revision,
+        remote_code=settings.remote_code is not None,
+        four_bit=adapted and settings.tuning == "qlora",
+    )
+
+
+def _weights(
+    config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, adapted: bool
+) -> Weights:
+    dtype = getattr(torch, config.export.dtype)
+    if not adapted:
+        return FullWeights(model, tokenizer, dtype)
+    base, revision = str(locate(config.model.path)), config.model.revision
+    return LoraWeights(model, tokenizer, base, revision, dtype, merged=config.export.adapter == "merged")
+
+
+def locate(path: str) -> str | Path:
+    """A model's folder: the shipped one for `arena`, a run's exported model for a run folder, else as given."""
+    if path == "arena":
+        return model_path()
+    folder = Path(path)
+    if (folder / "config.yaml").is_file():
+        if not (folder / "model").is_dir():
+            raise ValueError(f"{path} is a run that has not finished: it has no model folder yet; resume it first")
+        return folder / "model"
+    return path
+
+
+def default_token_budget(device: str) -> int:
+    """Padded tokens a forward pass: on a CPU attention past about 4k tokens falls out of the cache."""
+    return 4_096 if device == "cpu" else 16_384
+
+
+def resolve_device(name: str) -> str:
+    """`auto`: cuda where there is one, else cpu."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def stop_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every id that ends a reply: the generation config's (chat models often have several) and the tokenizer's."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    found = tuple(dict.fromkeys(int(i) for i in [*ids, tokenizer.eos_token_id] if i is not None))
+    if not found:
+        raise ValueError("neither the model's generation config nor the tokenizer names an end-of-sequence token")
+    return found
+
+
+def _chat_template(settings: ModelConfig) -> str | None:
+    if settings.chat_template is None:
+        return None
+    return prompts.from_file(settings.chat_template, "model.chat_template")
+
+
+def _other_reference(settings: ModelConfig, model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    assert settings.reference is not None
+    other = load_model(locate(settings.reference), device=device, dtype=dtype, attention=settings.attention)
+    sizes = [m.config.vocab_size for m in (model, other)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"model.reference {settings.reference} has a vocabulary of {sizes[1]} tokens and model.path "
+            f"{settings.path} one of {sizes[0]}: take a reference with the same tokenizer"
+        )
+    return other.requires_grad_(False)
+
+
+def _context(model: PreTrainedModel, config: RunConfig) -> int | None:
+    """Most tokens of a prompt and its reply together; None where the model names no such bound.
+
+    Replies become part of later prompts (the grader reads query and answer), so they must fit one context together:
+    better refused here than in the middle of a run.
+    """
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if context is None:
+        return None
+    game = config.game
+    replies = {"solver": game.solver.max_new_tokens}
+    if game.kind in ("lsp", "lsp_zero"):
+        replies["challenger"] = game.challenger.max_new_tokens
+    if game.kind == "lsp" and game.quality.source == "reference":
+        replies["grader"] = game.grader.max_new_tokens
+    if sum(replies.values()) >= context:
+        listed = ", ".join(f"game.{name}.max_new_tokens ({tokens})" for name, tokens in replies.items())
+        raise ValueError(f"{listed} leave no room in the model's context of {context} tokens: lower them")
+    return int(context)
