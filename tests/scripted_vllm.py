@@ -56,6 +56,7 @@ class ScriptedVllm(ThreadingHTTPServer):
     def __init__(self, root: str = "org/model", *, port: int = 0, lora: bool = True, device: str = "cuda") -> None:
         self.daemon_threads = True
         self.root, self.lora, self.device = root, lora, device
+        self.chunked = False
         self.logprobs_mode = "processed_logprobs"
         self.label, self.adapters = "default", set[str]()
         self.weights = root
@@ -125,7 +126,7 @@ def settings(server: ScriptedVllm) -> dict[str, Any]:
     return {
         "model_config": {"logprobs_mode": server.logprobs_mode},
         "lora_config": {"max_lora_rank": 8} if server.lora else None,
-        "scheduler_config": {"max_num_seqs": MAX_ROWS},
+        "scheduler_config": {"max_num_seqs": MAX_ROWS, "enable_chunked_prefill": server.chunked},
         "device_config": {"device_type": server.device},
     }
 

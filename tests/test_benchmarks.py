@@ -6,8 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparring.lm.base import PromptGroup
+from sparring.lm.load import open_lm
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 def run(script: str, *arguments: str) -> None:
@@ -25,6 +35,93 @@ def test_beside_trl(tmp_path: Path) -> None:
     for row in rows:
         assert {"case", "seconds", "ratio", "floor_ratio", "peak_memory"} <= row.keys()
         assert row["ratio"] > 0 and row["seconds"]["trl"]["total"] > 0 and row["seconds"]["sparring"]["total"] > 0
+
+
+@pytest.mark.slow
+def test_reward_scoring_gives_trls_scores(tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="the peer is an extra: pip install 'sparring[oracle]'")
+    run("reward_scoring.py", "--quick", "--json", str(tmp_path / "rows.json"))
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["dtype"] == "float32"
+    assert row["scores"]["largest_gap"] < 1e-4 < 0.1 < row["scores"]["spread"]
+    assert row["real_tokens"] <= row["sparring"]["padded_tokens"] < row["trl"]["padded_tokens"]
+    assert row["ratio"].keys() == {"cpu", "wall"}
+    assert all(row[side]["cpu"] > 0 and row[side]["peak_memory"] > 0 for side in ("trl", "sparring"))
+
+
+@pytest.mark.slow
+def test_lora_beside_full_and_trl_with_peft(tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="the peer is an extra: pip install 'sparring[oracle]'")
+    run("lora.py", "--quick", "--json", str(tmp_path / "rows.json"))
+    agreement, row = json.loads((tmp_path / "rows.json").read_text())
+    assert agreement["gaps"].keys() == {"loss", "lora_A", "lora_B"}
+    assert max(agreement["gaps"].values()) < 1e-4
+    for side in ("trl_lora", "full", "lora"):
+        assert {"generate", "reference", "forward_backward", "optimiser", "total"} <= row[side]["seconds"].keys()
+        assert row[side]["peak_memory"] > 0 < row[side]["tokens_per_step"]
+    assert row["trl_over_lora"]["cpu"] > 0 and row["full_over_lora"]["cpu"] > 0
+
+
+@pytest.mark.slow
+def test_update_and_sampler_at_scale(tmp_path: Path) -> None:
+    arguments = ["--shapes", "tiny", "--vocab", "500", "--dtype", "float32", "--checkpointing", "on"]
+    arguments += ["--queries", "2", "--answers", "4", "--prompt", "7", "--tokens", "12", "--token-budget", "80"]
+    arguments += ["--tunings", "lora", "--sampler", "--sampler-tokens", "6", "--steps", "1"]
+    run("update_at_scale.py", *arguments, "--json", str(tmp_path / "rows.json"))
+    device, update, sampler = json.loads((tmp_path / "rows.json").read_text())
+    assert device["matrix"] > 0 and device["copy"] > 0
+    assert update["loss_gap"] < 1e-5 and update["grad_norm_gap"] < 1e-4
+    assert {"reference", "forward", "backward", "optimiser"} <= update["sparring"]["seconds"].keys()
+    assert update["sparring"]["engine"] == sampler["sparring"]["engine"] == "FastLlama"
+    assert 0 < update["sparring"]["peak_share"] < 1
+    assert sampler["ratio"]["cpu"] > 0 and sampler["sparring"]["tokens_per_second"] > 0
+
+
+def test_flops_by_hand_and_as_torch_counts_them() -> None:
+    from shapes import Case, Shape, make_model
+
+    small = Shape(hidden=4, intermediate=6, heads=2, kv_heads=1, head_dim=2, layers=1, vocab=5)
+    batch = {"queries": 1, "answers": 2, "prompt": 3, "tokens": 2, "token_budget": 100}
+    case = Case("small", small, "cpu", "float32", "full", checkpointing=False, **batch)
+    # q, o 16 each, k, v 8 each, gate, up, down 24 each: 120 over 3 + 2 · 1 inputs; 4 scored positions; 6 keys seen by
+    # the prompt's tokens, 4 by each answer's only input.
+    assert case.forward_flops() == (2 * 120 * 5, 2 * 5 * 4 * 4, 4 * 4 * 14)
+    assert case.update_flops() == 4 * (1200 + 160 + 224)
+    adapters = 32 * (8 + 6 + 6 + 8 + 10 + 10 + 10)
+    lora = Case("small", small, "cpu", "float32", "lora", checkpointing=False, **batch)
+    assert lora.update_flops() == 3 * (1200 + 160) + 4 * 224 + 3 * 2 * adapters * 5
+
+    engine = open_lm(make_model(case, torch.float32), torch.float32, trainable=False)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        engine.score([PromptGroup((0, 1, 2), ((3, 4), (4, 3)))])
+    counted = counter.get_flop_counts()["Global"]
+    assert counted[torch.ops.aten.mm] + counted[torch.ops.aten.addmm] == 1200 + 160
+
+
+def take_turns(turn, name: str, file: Path, failing: str) -> None:
+    while turn.begin():
+        with file.open("a") as log:
+            log.write(name)
+        if name == failing and file.read_text().count(name) == 2:
+            raise ValueError("the second one is too much")
+        turn.end({"seconds": {}})
+
+
+def side_a(turn, file: Path) -> None:
+    take_turns(turn, "a", file, failing="b")
+
+
+def side_b(turn, file: Path) -> None:
+    take_turns(turn, "b", file, failing="b")
+
+
+@pytest.mark.slow
+def test_sides_alternate_and_one_that_fails_is_told(tmp_path: Path) -> None:
+    from sides import SideError, alternate
+
+    with pytest.raises(SideError, match=r"b failed:[\s\S]*the second one is too much"):
+        alternate({"a": side_a, "b": side_b}, (tmp_path / "log",), steps=2)
+    assert (tmp_path / "log").read_text() == "abab"
 
 
 @pytest.mark.slow

@@ -27,6 +27,13 @@ def test_second_sigint_raises_at_once() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
+def test_one_ctrl_c_that_comes_twice_is_one() -> None:
+    with Interrupts(echo=60) as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # the launcher's, after the terminal's own
+        assert interrupts.requested == "SIGINT"
+
+
 def test_further_sigterms_wait_for_the_step_and_the_first_name_stays() -> None:
     with Interrupts() as interrupts:
         signal.raise_signal(signal.SIGTERM)

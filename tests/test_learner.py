@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from scripted import Recorder, nudged, relative_error, tiny_llama
 from sparring.batching import Example, pack, sequence_sum
-from sparring.learner import DivergedError, ExactKL, Learner, SampledKL, Update, _factors, _minibatches
+from sparring.dealing import factors, minibatches
+from sparring.learner import DivergedError, ExactKL, Learner, SampledKL, Update
 from sparring.lm.generic import GenericLM
 from sparring.lm.load import open_lm
 from sparring.losses import k1, k3
@@ -113,23 +114,22 @@ def test_every_minibatch_weighs_the_roles_as_the_batch_does(count: int, solvers:
     if solvers % 2 == 0 and count == 2:  # equal shares of like prompts: the Challenger's part is the same in each
         mean = [torch.stack(same).mean(0) for same in zip(*steps, strict=True)]
         assert relative_error(mean, full) < 1e-5
-    parts = _minibatches(role_examples(solvers, challengers), count)
-    for part, factors in zip(parts, _factors(parts), strict=True):
+    parts = minibatches(role_examples(solvers, challengers), count)
+    for part, weighing in zip(parts, factors(parts), strict=True):
         for tag, total in (("challenger", 0.3), ("solver", 1.0)):
-            assert sum(e.token_weight * factors[tag] for e in part if e.tag == tag) == pytest.approx(total)
+            assert sum(e.token_weight * weighing[tag] for e in part if e.tag == tag) == pytest.approx(total)
 
 
 def test_a_tag_too_small_for_every_minibatch_keeps_its_weight_over_the_pass() -> None:
-    parts = _minibatches(role_examples(4, 3), 4)
+    parts = minibatches(role_examples(4, 3), 4)
     held = [[e for e in part if e.tag == "challenger"] for part in parts]
     assert [len(part) for part in held] == [1, 1, 1, 0]
-    factors = _factors(parts)
-    got = sum(e.token_weight * f["challenger"] for part, f in zip(held, factors, strict=True) for e in part)
+    got = sum(e.token_weight * f["challenger"] for part, f in zip(held, factors(parts), strict=True) for e in part)
     assert got == pytest.approx(len(parts) * 0.3)
 
 
 def test_whole_prompts_stay_together_where_there_are_enough() -> None:
-    for part in _minibatches(role_examples(6, 4), 3):
+    for part in minibatches(role_examples(6, 4), 3):
         solver = [e.prompt_ids for e in part if e.tag == "solver"]
         assert len(solver) == 4
         assert len(set(solver)) == 2
@@ -251,10 +251,10 @@ def test_figures_by_tag() -> None:
 
 def test_reference_logprobs_are_the_references() -> None:
     learner = make_learner(PLAIN)
-    (batch,) = pack(make_examples(), 10_000)
-    got = learner.reference_logprobs(batch)
+    examples = make_examples()
+    got = torch.from_numpy(np.concatenate(learner.reference_logprobs(examples)))
     with torch.no_grad():
-        want = torch.cat([logprobs(tiny_llama(0), e) for e in batch.examples])
+        want = torch.cat([logprobs(tiny_llama(0), e) for e in examples])
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     assert k1(want, got).abs().max() < 1e-5
 

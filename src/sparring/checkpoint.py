@@ -2,14 +2,17 @@
 
 step-000012/
   model/                   whatever the caller writes (transformers' save_pretrained)
-  optimizer.safetensors    named tensors
+  optimizer.safetensors    named tensors; where they are sharded over ranks, optimizer-00001-of-00008.safetensors ...
   state.json               counters, generator states, cursor
   manifest.json            step, format, and size and SHA-256 of every other file; written last
+
+Tensors are whole in the files, so that any number of ranks goes on from a checkpoint.
 """
 
 from __future__ import annotations
 
 import errno
+import fnmatch
 import hashlib
 import json
 import os
@@ -21,9 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sparring.parallel.parts import Digest, TensorFiles, write_tensors
+from sparring.parallel.ranks import ALONE, RankError, Ranks
 from sparring.runfolder import free_bytes, fsync_path
 
 FORMAT = 1
@@ -52,9 +56,9 @@ class Checkpoint:
     def model_path(self) -> Path:
         return self.path / "model"
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The named tensors, on the CPU."""
-        return load_file(self.path / "optimizer.safetensors")
+    def tensors(self) -> TensorFiles:
+        """The named tensors, on the CPU, each read when it is asked for."""
+        return TensorFiles(sorted(self.path.glob("optimizer*.safetensors")))
 
 
 # --- saving ------------------------------------------------------------------------------------------
@@ -64,57 +68,62 @@ def save_checkpoint(
     root: Path,
     step: int,
     *,
-    write_model: Callable[[Path], object],
+    write_model: Callable[[Path], Mapping[str, Digest] | None],
     tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
     keep: int | None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Save `root/step-<step>` whole or not at all, then keep the newest `keep` (0 or None: all).
 
-    `write_model` fills the empty folder it is given. A checkpoint of the same step is replaced once the
-    new one is complete. On any failure the files written so far are removed, older checkpoints stay, and
-    CheckpointError names path, cause, free space and what to do. One writer per `root` at a time: hold
-    the run folder's lock.
+    `write_model` fills the empty folder it is given, and may give the digests of files that it took while it wrote. A
+    checkpoint of the same step is replaced once the new one is complete. On any failure the files written so far are
+    removed, older checkpoints stay, and CheckpointError names path, cause, free space and what to do. One writer per
+    `root` at a time: hold the run folder's lock. Among several ranks all call this; rank 0 alone makes and moves
+    folders.
     """
     final = root / f"step-{step:06d}"
-    partial = root / f".{final.name}.partial-{os.getpid()}"
+    partial = root / f".{final.name}.partial-{ranks.first('naming a checkpoint', os.getpid)}"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        fsync_path(root.parent)
-        _remove(partial)
-        _write(partial, step, write_model, tensors, state)
-        _publish(partial, final)
+        ranks.first("making a checkpoint's folder", lambda: _prepare(root, partial))
+        known = {f"model/{name}": digest for name, digest in (write_model(partial / "model") or {}).items()}
+        known |= write_tensors(partial, "optimizer", tensors, ranks)
+        ranks.first("publishing a checkpoint", lambda: _complete(partial, final, step, state, known))
+    except RankError:
+        raise
     except Exception as error:
         raise CheckpointError(_explain(final, partial, error)) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # also on Ctrl-C; after the rename nothing is there
-    _retain(root, step, keep)
+        if ranks.leads:
+            shutil.rmtree(partial, ignore_errors=True)  # also on Ctrl-C; after the rename nothing is there
+    ranks.first("tidying checkpoints", lambda: _retain(root, step, keep))
     return final
 
 
-def _write(
-    folder: Path,
-    step: int,
-    write_model: Callable[[Path], object],
-    tensors: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-) -> None:
-    (folder / "model").mkdir(parents=True)
-    write_model(folder / "model")
-    arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(arrays, folder / "optimizer.safetensors")
+def _prepare(root: Path, partial: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    fsync_path(root.parent)
+    _remove(partial)
+    (partial / "model").mkdir(parents=True)
+
+
+def _complete(partial: Path, final: Path, step: int, state: Mapping[str, Any], known: Mapping[str, Digest]) -> None:
+    """Add state and manifest, see that all is on the disk, put it in place."""
     _require_text_keys(state, "state")
-    (folder / "state.json").write_bytes(json.dumps(dict(state), allow_nan=False).encode())
+    (partial / "state.json").write_bytes(json.dumps(dict(state), allow_nan=False).encode())
     files = {}
-    for path in _files(folder):
+    for path in _files(partial):
         fsync_path(path)
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
-    manifest = folder / "manifest.json"
+        name = path.relative_to(partial).as_posix()
+        size, digest = known.get(name) or (path.stat().st_size, _sha256(path))
+        files[name] = {"size": size, "sha256": digest}
+    manifest = partial / "manifest.json"
     manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1))
     fsync_path(manifest)
-    for path in (folder, *folder.rglob("*")):
+    for path in (partial, *partial.rglob("*")):
         if path.is_dir():
             fsync_path(path)
+    _publish(partial, final)
 
 
 def _publish(partial: Path, final: Path) -> None:
@@ -200,9 +209,9 @@ def verify_checkpoint(path: Path, *, hashes: bool = True) -> list[str]:
         problems.append(f"manifest.json: format {version}, but this version reads {FORMAT}")
     if path.name != f"step-{step:06d}":
         problems.append(f"manifest.json: of step {step}, not of {path.name}")
-    problems += [
-        f"{name}: not in the manifest" for name in ("optimizer.safetensors", "state.json") if name not in listed
-    ]
+    for needed in ("optimizer*.safetensors", "state.json"):
+        if not fnmatch.filter(listed, needed):
+            problems.append(f"{needed.replace('*', '')}: not in the manifest")
     for name, (size, digest) in listed.items():
         problem = _file_problem(path / name, size, digest if hashes else None)
         if problem:

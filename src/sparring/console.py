@@ -6,6 +6,7 @@ Nothing heavy is imported at the top: `sparring --help` imports this module.
 from __future__ import annotations
 
 import difflib
+import logging as standard_logging
 import os
 import shlex
 import signal
@@ -137,6 +138,7 @@ def quiet_libraries(display: Display) -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    standard_logging.getLogger("bitsandbytes").setLevel(standard_logging.ERROR)  # tells of kernels it does without
     logging.disable_progress_bar()
     from sparring.checkpoint import CheckpointWarning
     from sparring.tracking import TrackerWarning

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
@@ -21,6 +22,8 @@ class Interrupts:
     main thread, where Python forbids handlers, entering does nothing and `requested` stays None.
 
     say: told at each first signal, from a thread of its own, what will happen.
+    echo: seconds within which a second SIGINT is the first one again: where a launcher (torchrun) passes it on, one
+    Ctrl-C comes twice.
 
     >>> with Interrupts() as interrupts:
     ...     signal.raise_signal(signal.SIGTERM)
@@ -28,16 +31,16 @@ class Interrupts:
     'SIGTERM'
     """
 
-    def __init__(self, say: Callable[[str], None] | None = None) -> None:
-        self._say = say
+    def __init__(self, say: Callable[[str], None] | None = None, *, echo: float = 0.0) -> None:
+        self._say, self._echo = say, echo
         self._messages: SimpleQueue[str | None] = SimpleQueue()
         self._speaker: threading.Thread | None = None
         self.requested: str | None = None
-        self._interrupted = False
+        self._interrupted: float | None = None
         self._old: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self.requested, self._interrupted = None, False
+        self.requested, self._interrupted = None, None
         if threading.current_thread() is threading.main_thread():
             if self._say is not None:
                 self._speaker = threading.Thread(target=self._speak, args=(self._say,), daemon=True)
@@ -66,9 +69,12 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            if self._interrupted:
+            now = time.monotonic()
+            if self._interrupted is not None:
+                if now - self._interrupted < self._echo:
+                    return
                 raise KeyboardInterrupt
-            self._interrupted = True
+            self._interrupted = now
             self._messages.put("stopping after this step; Ctrl-C again stops at once")
         elif self.requested is None:
             self._messages.put("stopping after this step")

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparring import prompts
 from sparring.arena import model_path
 from sparring.lm.base import LanguageModel
-from sparring.lm.engines import open_lm, open_reference
-from sparring.lm.load import load_model, load_tokenizer, resolve_dtype
+from sparring.lm.load import load_tokenizer, resolve_dtype
 from sparring.lm.lora import LoraSettings, add_lora
-from sparring.lm.weights import FullWeights, LoraWeights, Weights
+from sparring.lm.weights import FullWeights, LoraWeights, ShardedWeights, Weights
+from sparring.parallel.placement import placement
+from sparring.parallel.ranks import ALONE, Ranks
 from sparring.rendering import Renderer
 from sparring.settings import ModelConfig, RunConfig
 
@@ -31,13 +32,15 @@ class Models:
     reference: LanguageModel | None
     stop_ids: tuple[int, ...]
     context: int | None
+    ranks: Ranks
+    sharded: bool
 
 
-def build_models(config: RunConfig, *, trainable: bool = True) -> Models:
+def build_models(config: RunConfig, *, trainable: bool = True, ranks: Ranks = ALONE) -> Models:
     """Load model, tokenizer and, where the run needs it, the frozen reference.
 
     Masters are float32 where every weight is trained. Under an adapter the model is frozen in compute precision, and
-    is its own reference with the adapter off.
+    is its own reference with the adapter off. Among several ranks all call this.
     """
     settings = config.model
     if config.threads:
@@ -45,7 +48,9 @@ def build_models(config: RunConfig, *, trainable: bool = True) -> Models:
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
     adapted = trainable and settings.tuning != "full"
-    model = _load(settings, device, dtype if adapted or not trainable else torch.float32, adapted=adapted)
+    placed = placement(settings, config.parallel.strategy, ranks, device, dtype)
+    masters = dtype if adapted or not trainable else torch.float32
+    model = placed.load(locate(settings.path), masters, settings, adapted=adapted)
     tokenizer = load_tokenizer(
         locate(settings.path),
         _chat_template(settings),
@@ -57,24 +62,24 @@ def build_models(config: RunConfig, *, trainable: bool = True) -> Models:
     if adapted:
         lora = LoraSettings(settings.lora.rank, settings.lora.alpha, settings.lora.targets)
         add_lora(model, lora, config.seed)
-    policy = open_lm(
-        model, dtype, trainable=trainable, path=settings.engine, checkpointing=settings.gradient_checkpointing
-    )
+    policy = placed.open(model, settings, trainable=trainable)
     reference = None
-    if settings.reference is not None and needs_reference(config):
-        other = _other_reference(settings, model, device, dtype)
-        reference = open_reference(policy, other, dtype, path=settings.engine)
-    elif adapted or needs_reference(config):
-        reference = open_reference(policy, model, dtype, path=settings.engine)
+    if adapted or needs_reference(config):
+        other = settings.reference if needs_reference(config) else None
+        start = None if other is None else locate(other)
+        reference, of = placed.reference(policy, model, start, settings)
+        _require_same_vocabulary(settings, model, of)
     return Models(
         model,
-        _weights(config, model, tokenizer, adapted=adapted),
+        _weights(config, model, tokenizer, ranks, adapted=adapted, sharded=placed.sharded),
         tokenizer,
         Renderer(tokenizer, settings.template_kwargs),
         policy,
         reference,
         stop_ids_of(model, tokenizer),
         _context(model, config),
+        ranks,
+        placed.sharded,
     )
 
 
@@ -85,26 +90,20 @@ def needs_reference(config: RunConfig) -> bool:
     return config.learner.beta > 0 or graded or game.challenge.frozen_share > 0 or game.kind == "custom"
 
 
-def _load(settings: ModelConfig, device: str, dtype: torch.dtype, *, adapted: bool) -> PreTrainedModel:
-    return load_model(
-        locate(settings.path),
-        device=device,
-        dtype=dtype,
-        attention=settings.attention,
-        revision=settings.revision,
-        remote_code=settings.remote_code is not None,
-        four_bit=adapted and settings.tuning == "qlora",
-    )
-
-
 def _weights(
-    config: RunConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, adapted: bool
+    config: RunConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ranks: Ranks,
+    *,
+    adapted: bool,
+    sharded: bool,
 ) -> Weights:
     dtype = getattr(torch, config.export.dtype)
     if not adapted:
-        return FullWeights(model, tokenizer, dtype)
+        return (ShardedWeights if sharded else FullWeights)(model, tokenizer, dtype, ranks)
     base, revision = str(locate(config.model.path)), config.model.revision
-    return LoraWeights(model, tokenizer, base, revision, dtype, merged=config.export.adapter == "merged")
+    return LoraWeights(model, tokenizer, base, revision, dtype, merged=config.export.adapter == "merged", ranks=ranks)
 
 
 def locate(path: str) -> str | Path:
@@ -145,16 +144,13 @@ def _chat_template(settings: ModelConfig) -> str | None:
     return prompts.from_file(settings.chat_template, "model.chat_template")
 
 
-def _other_reference(settings: ModelConfig, model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    assert settings.reference is not None
-    other = load_model(locate(settings.reference), device=device, dtype=dtype, attention=settings.attention)
-    sizes = [m.config.vocab_size for m in (model, other)]
+def _require_same_vocabulary(settings: ModelConfig, model: PreTrainedModel, reference: PreTrainedModel) -> None:
+    sizes = [m.config.vocab_size for m in (model, reference)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"model.reference {settings.reference} has a vocabulary of {sizes[1]} tokens and model.path "
             f"{settings.path} one of {sizes[0]}: take a reference with the same tokenizer"
         )
-    return other.requires_grad_(False)
 
 
 def _context(model: PreTrainedModel, config: RunConfig) -> int | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sparring.checkpoint import CheckpointError
+from sparring.parallel.tensors import placed_like
 
 
 def flatten_optimizer(
@@ -48,6 +49,8 @@ def restore_optimizer(
 ) -> None:
     """Put back, bit for bit, what `flatten_optimizer` gave; on any mismatch nothing is changed.
 
+    tensors: whole, and equal on all ranks; a rank keeps its shards of them.
+
     Raises CheckpointError naming the optimiser, group, parameter or shape that does not fit.
     """
     kind, groups = json_state["optimizer"], json_state["groups"]
@@ -79,7 +82,8 @@ def restore_optimizer(
             )
         # torch keeps step counters on the CPU unless the kernel reads them on the device.
         on_cpu = key == "step" and not (plain.get("capturable") or plain.get("fused"))
-        state.setdefault(parameter, {})[key] = tensor.to("cpu" if on_cpu else parameter.device, copy=True)
+        held = tensor.to("cpu" if on_cpu else parameter.device, copy=True)
+        state.setdefault(parameter, {})[key] = held if key == "step" else placed_like(held, parameter)
     for name, plain_values in json_state["values"].items():
         state.setdefault(owners[name][0], {}).update(plain_values)
     optimizer.state.clear()

@@ -13,7 +13,6 @@ from sparring.build import (
     AGGREGATIONS,
     build_game,
     build_learner,
-    build_sampler,
     game_domain,
     learning_rate,
     require_room,
@@ -30,14 +29,16 @@ from sparring.games.dataset import Dataset
 from sparring.lm.load import resolve_dtype
 from sparring.memory import LOADING, budgeted
 from sparring.models import Models, build_models, default_token_budget, resolve_device
+from sparring.parallel import ALONE, Ranks, connected
 from sparring.paths import anchored
 from sparring.rewards.base import Reward
 from sparring.runfolder import RunFolder, write_json_atomic
-from sparring.sampling.local import LocalSampler
+from sparring.sampling.turns import TurnSampler
 from sparring.settings import ChallengeConfig, RunConfig
 from sparring.stages import finish_stage, lineage
 from sparring.tracking import Tracker, open_tracker
 from sparring.trainer import Observer, Schedule, Silent, Trainer
+from sparring.writers import build_sampler
 
 DEVELOPMENT_SEED = 1  # of the held-out questions asked while training; evaluation.seed is for the end alone
 
@@ -47,16 +48,20 @@ def train(
 ) -> Evaluation | None:
     """Run a configuration in a new folder, to the end; returns the final comparison with the base, where there is one.
 
+    Where torchrun started several processes all call this and share one run; rank 0 alone has folder and observer.
+
     game: one of your own in place of the configuration's.
     """
-    config = anchored(_resolved(config))
-    with RunFolder(out).create(config.to_yaml(), lineage(config, _game_name(config, game))) as folder:
-        observer = observer or Silent()
+    folder = RunFolder(out)
+    with connected() as ranks, folder:
+        observer = _heard(observer, ranks)
+        config = ranks.first("making the run's folder", lambda: _begun(folder, config, game))
         try:
-            parts = assemble(config, folder, game=game, observer=observer)
+            parts = assemble(config, folder, game=game, observer=observer, ranks=ranks)
         except BaseException:
             # Nothing was trained: a folder left behind would only refuse the next attempt.
-            _withdraw(folder)
+            if ranks.leads:
+                _withdraw(folder)
             raise
         return _finish(parts, folder, observer)
 
@@ -67,10 +72,11 @@ def resume(out: Path, *, game: Game | None = None, observer: Observer | None = N
     Raises:
         ValueError: the run was started with a game of the caller's own, and it isn't given again.
     """
-    with RunFolder(out).open() as folder:
-        observer = observer or Silent()
-        _require_same_game(folder, game)
-        parts = assemble(read_config(folder), folder, game=game, observer=observer)
+    folder = RunFolder(out)
+    with connected() as ranks, folder:
+        observer = _heard(observer, ranks)
+        config = ranks.first("opening the run's folder", lambda: _opened(folder, game))
+        parts = assemble(config, folder, game=game, observer=observer, ranks=ranks)
         return _finish(parts, folder, observer)
 
 
@@ -100,6 +106,22 @@ def evaluate(
 def read_config(folder: RunFolder) -> RunConfig:
     """The resolved configuration of a run."""
     return validated(read_yaml(folder.config))
+
+
+def _begun(folder: RunFolder, config: RunConfig, game: Game | None) -> RunConfig:
+    config = anchored(_resolved(config))
+    folder.create(config.to_yaml(), lineage(config, _game_name(config, game)))
+    return config
+
+
+def _opened(folder: RunFolder, game: Game | None) -> RunConfig:
+    folder.open()
+    _require_same_game(folder, game)
+    return read_config(folder)
+
+
+def _heard(observer: Observer | None, ranks: Ranks) -> Observer:
+    return observer if observer is not None and ranks.leads else Silent()
 
 
 def _game_name(config: RunConfig, game: Game | None) -> str:
@@ -137,25 +159,33 @@ class Assembly:
 
     config: RunConfig
     models: Models
-    sampler: LocalSampler
+    sampler: TurnSampler
     trainer: Trainer
 
 
 def assemble(
-    config: RunConfig, folder: RunFolder, *, game: Game | None = None, observer: Observer | None = None
+    config: RunConfig,
+    folder: RunFolder,
+    *,
+    game: Game | None = None,
+    observer: Observer | None = None,
+    ranks: Ranks = ALONE,
 ) -> Assembly:
     """Everything a configuration describes, in an open run folder; `trainer.run()` starts it."""
     observer = observer or Silent()
     observer.said("loading")
+    ranks.prepare(resolve_device(config.model.device), config.parallel.timeout)
     with budgeted("loading the models", LOADING):
-        models = build_models(config)
+        models = build_models(config, ranks=ranks)
         game = game or build_game(config)
     require_room(game, models)
     if isinstance(game, Dataset) and game.prompts.skipped:
         left, skipped = len(game.prompts), game.prompts.skipped
         observer.said(f"{game.prompts.name}: {skipped} empty prompts skipped, {left} are left")
-    sampler = build_sampler(models, config)
+    sampler = build_sampler(models, config, folder.path)
     watched = held_out(config, DEVELOPMENT_SEED, config.evaluation.n)
+    trackers: list[Tracker] = []
+    ranks.first("opening the trackers", lambda: trackers.extend(_trackers(config, folder)))
     trainer = Trainer(
         game=game,
         sampler=sampler,
@@ -176,8 +206,10 @@ def assemble(
         k1_in_reward=config.learner.beta if config.learner.kl == "k1" else 0.0,
         skip_dead_groups=config.learner.skip_dead_groups,
         dtype=resolve_dtype(config.model.dtype, resolve_device(config.model.device)),
-        trackers=_trackers(config, folder),
+        overlap=config.rollout.overlap,
+        trackers=trackers,
         observer=observer,
+        ranks=ranks,
     )
     return Assembly(config, models, sampler, trainer)
 
@@ -196,14 +228,20 @@ def _withdraw(folder: RunFolder) -> None:
 def _finish(parts: Assembly, folder: RunFolder, observer: Observer) -> Evaluation | None:
     try:
         steps_done = parts.trainer.run()
+        parts.sampler.updated(steps_done)
+        evaluation = final_evaluation(parts.config, folder, parts.models, parts.sampler, observer)
     finally:
         parts.trainer.game.close()
-    evaluation = final_evaluation(parts.config, folder, parts.models, parts.sampler, observer)
+        parts.sampler.close()
+    parts.models.ranks.first("telling the story", lambda: _tell(folder, steps_done, evaluation))
+    return evaluation
+
+
+def _tell(folder: RunFolder, steps_done: int, evaluation: Evaluation | None) -> None:
     record = None if evaluation is None else json.loads(folder.evaluation.read_text(encoding="utf-8"))
     story = finish_stage(folder.read_lineage(), steps_done=steps_done, metrics=folder.read_metrics(), evaluation=record)
     folder.write_lineage(story)
     write_model_card(folder.model, story)
-    return evaluation
 
 
 def _trackers(config: RunConfig, folder: RunFolder) -> list[Tracker]:
@@ -229,7 +267,7 @@ def held_out(config: RunConfig, seed: int, n: int) -> HeldOut | None:
 
 
 def final_evaluation(
-    config: RunConfig, folder: RunFolder, models: Models, sampler: LocalSampler, observer: Observer
+    config: RunConfig, folder: RunFolder, models: Models, sampler: TurnSampler, observer: Observer
 ) -> Evaluation | None:
     """The trained policy against the model it started from, on the final test set; written to evaluation.json."""
     test = held_out(config, config.evaluation.seed, config.evaluation.final_n)
@@ -239,11 +277,11 @@ def final_evaluation(
     if models.reference is not None and config.model.reference is None:
         base_scores = test.scores(sampler.at(0), "reference")
     else:
-        start = build_models(_solver_only(config, config.model.path), trainable=False)
+        start = build_models(_solver_only(config, config.model.path), trainable=False, ranks=models.ranks)
         base_scores = test.scores(build_sampler(start, config).at(0))
     evaluation = test.compare(test.scores(sampler.at(0)), base_scores)
     record = _record(evaluation, config, config.model.path, config.evaluation.seed)
-    write_json_atomic(folder.evaluation, record)
+    models.ranks.first("writing the evaluation", lambda: write_json_atomic(folder.evaluation, record))
     return evaluation
 
 

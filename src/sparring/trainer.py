@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,23 +13,20 @@ from typing import Any, Protocol
 import torch
 
 from sparring.batching import Aggregation, Example, is_trained, to_examples
-from sparring.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    clear_leftovers,
-    latest_good,
-    save_checkpoint,
-)
+from sparring.checkpoint import CheckpointError
 from sparring.games.base import Game
 from sparring.interrupts import Interrupts
 from sparring.learner import DivergedError, Learner
 from sparring.lm.weights import Weights
 from sparring.losses import k1
 from sparring.memory import SAMPLING, SCORING, UPDATING, budgeted
-from sparring.optimizer_state import flatten_optimizer, restore_optimizer
+from sparring.parallel.ranks import ALONE, Ranks
+from sparring.parallel.tensors import whole
 from sparring.records import Clock, turn_rows
-from sparring.runfolder import RunFolder, RunFolderError, fsync_path, write_json_atomic
-from sparring.sampling.local import LocalSampler
+from sparring.runfolder import RunFolder, write_json_atomic
+from sparring.sampling.ahead import Rollouts
+from sparring.sampling.turns import TurnSampler
+from sparring.saving import Saver
 from sparring.tracking import Tracker
 from sparring.types import Advantages, Payoffs, Turn
 from sparring.watch import Watch
@@ -87,17 +84,19 @@ class Schedule:
 
 @dataclass
 class Trainer:
-    """One run of one game.
+    """One run of one game. Among several ranks each plays it; rank 0 alone writes, and sees what the others see.
 
     Args:
         weights: what is trained, saved and exported.
         k1_in_reward: β of the KL that is taken off the payoffs (0: the KL, if any, is in the loss).
         skip_dead_groups: see batching.to_examples.
         dtype: compute precision: how far sampler and learner may differ before it is said.
+        overlap: write the next step's turns while the update runs.
+        ranks: who shares the work.
     """
 
     game: Game
-    sampler: LocalSampler
+    sampler: TurnSampler
     learner: Learner
     weights: Weights
     folder: RunFolder
@@ -106,14 +105,22 @@ class Trainer:
     k1_in_reward: float = 0.0
     skip_dead_groups: bool = False
     dtype: torch.dtype = torch.float32
+    overlap: bool = False
     trackers: Sequence[Tracker] = ()
     observer: Observer = field(default_factory=Silent)
-    _saved: int = field(default=-1, init=False)  # step of the newest good checkpoint
+    ranks: Ranks = ALONE
+    _saver: Saver = field(init=False)
     _began: float = field(default=0.0, init=False)
     _watch: Watch = field(init=False)
+    _rollouts: Rollouts = field(init=False)
 
     def __post_init__(self) -> None:
         self._watch = Watch(self.observer.said, self.dtype)
+        keep = self.schedule.keep_checkpoints
+        self._saver = Saver(self.learner, self.weights, self.folder, keep, self.ranks, self.observer.said)
+        self._rollouts = Rollouts(
+            lambda step: self.game.play(self.sampler.at(step)), self.sampler, overlap=self.overlap
+        )
 
     def run(self) -> int:
         """Train to the end, from the last good checkpoint where there is one; returns the last step.
@@ -125,6 +132,7 @@ class Trainer:
         try:
             return self._run()
         finally:
+            self._rollouts.close()
             for tracker in self.trackers:
                 tracker.finish()
 
@@ -132,28 +140,35 @@ class Trainer:
         step, elapsed = self._resume()
         self.observer.started(step, self.schedule.steps)
         self._began = time.monotonic() - elapsed
-        with Interrupts(self.observer.said) as interrupts:
+        with Interrupts(self.observer.said, echo=0.0 if self.ranks.size == 1 else 1.0) as interrupts:
             if step == 0:
                 self._record(0, self._evaluation(0), [], {})
-            while step < self.schedule.steps and not self._out_of_time():
+            signal, late = self._asked_to_stop(interrupts)
+            while step < self.schedule.steps and not late:
                 step += 1
                 self._step(step)
-                if interrupts.requested:
+                signal, late = self._asked_to_stop(interrupts)
+                if signal:
                     self._save(step, self.game.state())
-                    raise InterruptedRun(interrupts.requested, step)
+                    raise InterruptedRun(signal, step)
                 if self.schedule.checkpoint_every and step % self.schedule.checkpoint_every == 0:
                     self._save(step, self.game.state())
-        if self._saved != step:
+        if self._saver.saved != step:
             self._save(step, self.game.state())
-        self._export()
+        self._saver.export()
         return step
+
+    def _asked_to_stop(self, interrupts: Interrupts) -> tuple[str | None, bool]:
+        """The signal that any rank got, and whether rank 0's time is up: the same on all."""
+        asked = self.ranks.gather("ending a step", (interrupts.requested, self._out_of_time()))
+        return next((signal for signal, _ in asked if signal), None), asked[0][1]
 
     def _step(self, step: int) -> None:
         clock = Clock()
         before = copy.deepcopy(self.game.state())
         try:
             with budgeted("sampling", SAMPLING):
-                turns = self.game.play(self.sampler.at(step))
+                turns, rollout = self._rollouts.turns(step)
             clock.lap("play")
             with budgeted("scoring the answers", SCORING):
                 payoffs = self.game.payoffs(turns)
@@ -161,14 +176,18 @@ class Trainer:
                 payoffs = self._with_kl(turns, payoffs)
             clock.lap("payoffs")
             advantages = self.game.baseline(turns, payoffs)
-        except Exception:
-            self._keep(step - 1, before)
+        except Exception as error:
+            if self.ranks.settle(error):
+                self._keep(step - 1, before)
             raise
         examples = to_examples(turns, advantages, self.aggregation, skip_zero=self.skip_dead_groups)
+        if step < self.schedule.steps:
+            self._rollouts.begin(step + 1)
+        self._require_agreement(step, examples)
         learned = self._learn(step, examples, before)
         clock.lap("update")
         sampled = float(sum(len(turn.completion_ids) for turn in turns))
-        figures = {**self.game.metrics(turns, payoffs), **learned, "tokens/sampled": sampled}
+        figures = {**self.game.metrics(turns, payoffs), **rollout, **learned, "tokens/sampled": sampled}
         self._watch.played(step, turns, figures)
         figures["tokens_per_second"] = (sampled + learned["tokens/trained"]) / clock.total
         figures |= self._evaluation(step)
@@ -181,7 +200,7 @@ class Trainer:
             with budgeted("updating", UPDATING):
                 learned = self.learner.update(examples, self.schedule.learning_rate(step))
         except Exception as error:
-            if self.learner.optimizer_steps == taken:
+            if self.learner.optimizer_steps == taken and self.ranks.settle(error):
                 self._keep(step - 1, before)
             if isinstance(error, DivergedError):
                 raise self._diverged(step, str(error), error.examples) from error
@@ -200,13 +219,11 @@ class Trainer:
             for turn in payoffs
             if turn.model == "policy" and turn.role.weight > 0 and turn.completion_ids
         }
+        reference = self.learner.reference_logprobs(list(examples.values()))
         penalty: dict[Example, float] = {}
-        for batch in self.learner.pack(list(examples.values())):
-            lengths = [len(example.completion_ids) for example in batch.examples]
-            pieces: Sequence[torch.Tensor] = torch.split(self.learner.reference_logprobs(batch), lengths)
-            for example, reference_T in zip(batch.examples, pieces, strict=True):
-                logprob_T = torch.as_tensor(example.sampler_logprobs)
-                penalty[example] = float(k1(logprob_T, reference_T.cpu()).sum()) * self.k1_in_reward
+        for example, reference_T in zip(examples.values(), reference, strict=True):
+            ratio_T = k1(torch.as_tensor(example.sampler_logprobs), torch.as_tensor(reference_T))
+            penalty[example] = float(ratio_T.sum()) * self.k1_in_reward
         return {
             turn: payoff.plus("kl", -penalty[examples[turn]]) if turn in examples else payoff
             for turn, payoff in payoffs.items()
@@ -216,6 +233,8 @@ class Trainer:
         every, evaluate = self.schedule.evaluate_every, self.schedule.evaluate
         if evaluate is None or not every or step % every:
             return {}
+        self._rollouts.settle()
+        self.sampler.updated(step)
         return {f"eval/{name}": value for name, value in evaluate().items()}
 
     def _record(
@@ -226,16 +245,20 @@ class Trainer:
         payoffs: Payoffs,
         advantages: Advantages | None = None,
     ) -> None:
+        self.ranks.first("recording a step", lambda: self._write_down(step, figures, turns, payoffs, advantages or {}))
+        if turns:
+            self.observer.stepped(step, figures, turns, payoffs)
+
+    def _write_down(
+        self, step: int, figures: Metrics, turns: Sequence[Turn], payoffs: Payoffs, paid: Advantages
+    ) -> None:
         self.folder.append_metrics({"step": step, **figures})
         every = self.schedule.turns_every
         if turns and every and step % every == 0:
-            paid = advantages or {}
             trained = {turn for turn in turns if is_trained(turn, paid, skip_zero=self.skip_dead_groups)}
             self.folder.write_turns(step, turn_rows(turns, payoffs, paid, trained))
         for tracker in self.trackers:
             tracker.log(step, figures)
-        if turns:
-            self.observer.stepped(step, figures, turns, payoffs)
 
     def _out_of_time(self) -> bool:
         limit = self.schedule.time_limit
@@ -243,13 +266,13 @@ class Trainer:
 
     def _finite(self) -> bool:
         parameters = [parameter.detach() for parameter in self.learner.parameters]
-        return math.isfinite(torch.nn.utils.get_total_norm(parameters, math.inf).item())
+        return math.isfinite(whole(torch.nn.utils.get_total_norm(parameters, math.inf)).item())
 
     def _keep(self, step: int, game: dict[str, Any]) -> None:
         """The next step failed (a reward raised, memory ran out): save first what was learned up to `step`."""
         if not self._finite():
             raise DivergedError(f"after step {step} the model's parameters are NaN or infinite; {self._remedy()}", [])
-        if step <= max(0, self._saved):
+        if step <= max(0, self._saver.saved):
             return
         try:
             self._save(step, game)
@@ -259,62 +282,29 @@ class Trainer:
             self.observer.said(f"step {step + 1} failed; everything up to step {step} is saved")
 
     def _save(self, step: int, game: dict[str, Any]) -> None:
-        names = {parameter: name for name, parameter in self.weights.parameters().items()}
-        tensors, optimizer = flatten_optimizer(self.learner.optimizer, names)
-        save_checkpoint(
-            self.folder.checkpoints,
-            step,
-            write_model=self.weights.save,
-            tensors=tensors,
-            state={
-                "step": step,
-                "elapsed": time.monotonic() - self._began,
-                "optimizer": optimizer,
-                "game": game,
-            },
-            keep=self.schedule.keep_checkpoints,
-        )
-        self._saved = step
-
-    def _export(self) -> None:
-        """The trained model for `from_pretrained`, whole or not at all."""
-        final = self.folder.model
-        aside = final.with_name(f".{final.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        try:
-            self.weights.export(self.folder.checkpoints / f"step-{self._saved:06d}" / "model", aside)
-            for path in (*aside.iterdir(), aside):
-                fsync_path(path)
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
-            fsync_path(final.parent)
-        except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise RunFolderError(
-                f"the trained model could not be copied to {final} ({error}); its last checkpoint holds it: "
-                "free some space or make the folder writable, and resume"
-            ) from error
+        self._saver.save(step, {"elapsed": time.monotonic() - self._began, "game": game})
 
     def _resume(self) -> tuple[int, float]:
-        clear_leftovers(self.folder.checkpoints, self.observer.said)
-        checkpoint = latest_good(self.folder.checkpoints, self.observer.said)
+        checkpoint = self._saver.latest()
         if checkpoint is None:
-            self.folder.truncate_metrics(-1, self.observer.said)
-            self.folder.drop_turns(-1)
             return 0, 0.0
-        self._restore(checkpoint)
-        self._saved = checkpoint.step
-        self.folder.truncate_metrics(checkpoint.step, self.observer.said)
-        self.folder.drop_turns(checkpoint.step)
+        self._saver.restore(checkpoint)
+        self.game.restore(checkpoint.state["game"])
         self.observer.said(f"resuming after step {checkpoint.step}")
         return checkpoint.step, float(checkpoint.state["elapsed"])
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        self.weights.restore(checkpoint.model_path)
-        self.learner.policy.refresh()
-        names = {parameter: name for name, parameter in self.weights.parameters().items()}
-        restore_optimizer(self.learner.optimizer, names, checkpoint.tensors(), checkpoint.state["optimizer"])
-        self.game.restore(checkpoint.state["game"])
+    def _require_agreement(self, step: int, examples: Sequence[Example]) -> None:
+        """See that a game or reward of the user's own gives the same on every rank: else they learn apart."""
+        if self.ranks.size == 1:
+            return
+        digest = hashlib.sha256()
+        for e in examples:
+            digest.update(repr((e.tag, e.prompt_ids, e.completion_ids, e.advantage, e.token_weight)).encode())
+        self.ranks.same(
+            f"what step {step} learns: a game or a reward gives something else on each (its draws must come from "
+            "sampler.rng; a reward of your own is asked of rank 0 only where it is game.reward.function)",
+            digest.hexdigest(),
+        )
 
     def _diverged(self, step: int, cause: str, examples: Sequence[Example]) -> DivergedError:
         path = self.folder.path / f"failed-batch-step-{step:06d}.json"
@@ -328,7 +318,7 @@ class Trainer:
             }
             for e in examples
         ]
-        write_json_atomic(path, rows)
+        self.ranks.first("keeping the failed batch", lambda: write_json_atomic(path, rows))
         largest = max((abs(e.advantage) for e in examples), default=0.0)
         return DivergedError(
             f"step {step}: {cause}; nothing of this step is kept and its batch (largest advantage {largest:g}) "

@@ -56,7 +56,7 @@ class GenericLM:
         self.trainable = trainable
         self._score_tokens = score_tokens
         self._generate_tokens = generate_tokens
-        self._module = (model if base_dtype(model) == dtype else cast_copy(model, dtype, trainable)).eval()
+        self._module = self._computing(model, dtype, trainable).eval()
         self._copies = _trained_copies(self._module, model)
         self._accepts = set(inspect.signature(model.forward).parameters)
         self._equal_lengths = bool(getattr(model, "_is_stateful", False))
@@ -67,8 +67,16 @@ class GenericLM:
         self._checkpointing = checkpointing
         if checkpointing:
             require_layers(self._module)
+        self._plain_head = self._probe()
+
+    def _computing(self, model: PreTrainedModel, dtype: torch.dtype, trainable: bool) -> PreTrainedModel:
+        """The module that computes."""
+        return model if base_dtype(model) == dtype else cast_copy(model, dtype, trainable)
+
+    def _probe(self) -> bool:
+        """Whether scores come straight from hidden states. Raises ValueError for a model without a usable cache."""
         check_cache(self._module)
-        self._plain_head = has_plain_head(self._module)
+        return has_plain_head(self._module)
 
     def without_adapters(self) -> GenericLM:
         """The base under the adapters, frozen: the same module, which computes with its adapters off.
@@ -243,9 +251,12 @@ class GenericLM:
         again = checkpointed(self._module) if self._checkpointing and torch.is_grad_enabled() else nullcontext()
         with self._as_set(), again:
             if plain:
-                return self._module.base_model(input_ids=ids_BT, use_cache=False)[0]
+                return self._hidden(ids_BT)
             extra = {"logits_to_keep": keep} if "logits_to_keep" in self._accepts else {}
             return self._module(input_ids=ids_BT, use_cache=False, **extra).logits
+
+    def _hidden(self, ids_BT: Tensor) -> Tensor:
+        return self._module.base_model(input_ids=ids_BT, use_cache=False)[0]
 
     def _check_length(self, prompt: int, more: int, setting: str) -> None:
         if prompt == 0:

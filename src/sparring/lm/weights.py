@@ -1,4 +1,4 @@
-"""What a run trains and saves: all weights, or LoRA adapters.
+"""What a run trains and saves: all weights, whole or sharded over ranks, or LoRA adapters.
 
 A checkpoint's model folder holds what is trained, bit for bit. The export made from it at the end of a run is a plain
 transformers folder (or, where the adapters are kept, PEFT's).
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
+from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,10 +23,13 @@ from sparring.lm.hub import LoadError, find_folder, is_adapter
 from sparring.lm.load import load_model, save_model
 from sparring.lm.lora import merge_adapter, restore_adapter, save_adapter
 from sparring.lm.probe import cast_parameters
+from sparring.parallel.parts import Digest, FromFirst, TensorFiles, write_tensors
+from sparring.parallel.ranks import ALONE, Ranks
+from sparring.parallel.tensors import placed_like
 
 
 class Weights(Protocol):
-    """The trained part of a model, and how it is written.
+    """The trained part of a model, and how it is written. Among several ranks all call each of these.
 
     model: the transformers model with the fp32 masters inside.
     """
@@ -37,8 +40,11 @@ class Weights(Protocol):
         """What is trained, by name."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write what is trained, and the tokenizer, into a checkpoint's model folder."""
+    def save(self, folder: Path) -> Mapping[str, Digest]:
+        """Write what is trained, and the tokenizer, into a checkpoint's model folder.
+
+        Gives size and hash of files that were hashed while they were written.
+        """
         ...
 
     def restore(self, folder: Path) -> None:
@@ -60,14 +66,16 @@ class FullWeights:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     dtype: torch.dtype
+    ranks: Ranks = ALONE
 
     def parameters(self) -> dict[str, Parameter]:
         """What is trained, by name."""
         return _trained(self.model)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Mapping[str, Digest]:
         """Write the whole model."""
-        save_model(self.model, self.tokenizer, folder)
+        self.ranks.first("saving the model", lambda: save_model(self.model, self.tokenizer, folder))
+        return {}
 
     def restore(self, folder: Path) -> None:
         """Read saved weights into the parameters: tensor by tensor where the file has them under the same names.
@@ -76,22 +84,53 @@ class FullWeights:
         Raises LoadError where the folder holds another model.
         """
         parameters = self.parameters()
-        if _stream(parameters, folder):
-            return
-        saved = dict(load_model(folder, remote_code=_runs_own_code(self.model)).named_parameters())
-        if odd := [name for name, p in parameters.items() if name not in saved or saved[name].shape != p.shape]:
-            raise LoadError(f"{folder}: holds another model than the one that is trained ({odd[0]} doesn't fit)")
+        saved: list[Mapping[str, Tensor]] = []
+        self.ranks.first("opening the saved model", lambda: saved.append(_saved(self.model, parameters, folder)))
+        tensors = FromFirst(saved[0] if saved else None, self.ranks, self.model.device)
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(saved[name])
+                parameter.copy_(placed_like(tensors[name], parameter))
 
     def export(self, checkpoint_model: Path, folder: Path) -> None:
         """Copy the checkpoint's model, or write it anew in another dtype."""
+        self.ranks.first("exporting the model", lambda: self._export(checkpoint_model, folder))
+
+    def _export(self, checkpoint_model: Path, folder: Path) -> None:
         if self.dtype == torch.float32:
             _copy_folder(checkpoint_model, folder)
             return
         model = load_model(checkpoint_model, dtype=self.dtype, remote_code=_runs_own_code(self.model))
         save_model(model, self.tokenizer, folder)
+
+
+@dataclass
+class ShardedWeights(FullWeights):
+    """All weights, sharded over the ranks; files hold them whole."""
+
+    def parameters(self) -> dict[str, Parameter]:
+        """What is trained, by name: this rank's shards."""
+        from sparring.parallel.sharding import is_sharded_model, let_go
+
+        assert is_sharded_model(self.model)
+        let_go(self.model)
+        return super().parameters()
+
+    def save(self, folder: Path) -> Mapping[str, Digest]:
+        """Write the whole model, each writing rank a part."""
+        self.parameters()
+        kept = self.model.state_dict().keys()
+        tensors: dict[str, Tensor] = dict(self.model.named_parameters())
+        tensors |= {name: buffer for name, buffer in self.model.named_buffers() if name in kept}
+        digests = write_tensors(folder, "model", tensors, self.ranks)
+        self.ranks.first("saving the model's description", lambda: self._describe(folder))
+        return digests
+
+    def _describe(self, folder: Path) -> None:
+        self.model.config.dtype = self.model.dtype
+        self.model.config.save_pretrained(folder)
+        if self.model.generation_config is not None:
+            self.model.generation_config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
 
 @dataclass
@@ -109,6 +148,7 @@ class LoraWeights:
     base_revision: str | None
     dtype: torch.dtype
     merged: bool
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         if self.merged and getattr(getattr(self.model, "hf_quantizer", None), "pre_quantized", False):
@@ -126,17 +166,26 @@ class LoraWeights:
         """What is trained, by name."""
         return _trained(self.model)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Mapping[str, Digest]:
         """Write the adapters in PEFT's format, and the tokenizer."""
-        save_adapter(self.model, folder, self.base, self.base_revision)
-        self.tokenizer.save_pretrained(folder)
+        self.ranks.first("saving the adapter", lambda: self._save(folder))
+        return {}
 
     def restore(self, folder: Path) -> None:
         """Read saved adapters into the parameters."""
-        restore_adapter(self.model, folder)
+        self.ranks.first("reading the adapter", lambda: restore_adapter(self.model, folder))
+        for parameter in self.parameters().values():
+            self.ranks.broadcast_(parameter.data)
 
     def export(self, checkpoint_model: Path, folder: Path) -> None:
         """Merge the checkpoint's adapters into the base, loaded anew in fp32 on the CPU; or copy the adapters."""
+        self.ranks.first("exporting the model", lambda: self._export(checkpoint_model, folder))
+
+    def _save(self, folder: Path) -> None:
+        save_adapter(self.model, folder, self.base, self.base_revision)
+        self.tokenizer.save_pretrained(folder)
+
+    def _export(self, checkpoint_model: Path, folder: Path) -> None:
         if not self.merged:
             _copy_folder(checkpoint_model, folder)
             return
@@ -156,26 +205,20 @@ def _runs_own_code(model: PreTrainedModel) -> bool:
     return type(model).is_remote_code()
 
 
-def _stream(parameters: Mapping[str, Parameter], folder: Path) -> bool:
-    """Copy each parameter from its tensor of the same name; False, with nothing changed, where one has none."""
-    files: dict[str, Path] = {}
-    for file in _weight_files(folder):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - no mapping
-                mine = parameters.get(name)
-                if mine is not None and tuple(tensors.get_slice(name).get_shape()) == tuple(mine.shape):
-                    files[name] = file
-    if files.keys() != parameters.keys():
-        return False
-    with torch.no_grad():
-        for file in sorted(set(files.values())):
-            with safe_open(file, "pt") as tensors:
-                for name in (name for name, where in files.items() if where == file):
-                    parameters[name].copy_(tensors.get_tensor(name))
-    return True
+def _saved(model: PreTrainedModel, parameters: Mapping[str, Parameter], folder: Path) -> Mapping[str, Tensor]:
+    """A folder's tensors for each parameter: from its files where they are there by name, else as transformers loads
+    them."""
+    files = TensorFiles(weight_files(folder))
+    if all(name in files and files.kind(name)[0] == tuple(p.shape) for name, p in parameters.items()):
+        return files
+    saved = dict(load_model(folder, remote_code=_runs_own_code(model)).named_parameters())
+    if odd := [name for name, p in parameters.items() if name not in saved or saved[name].shape != p.shape]:
+        raise LoadError(f"{folder}: holds another model than the one that is trained ({odd[0]} doesn't fit)")
+    return {name: tensor.detach() for name, tensor in saved.items()}
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model's folder; none where there are none."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return [file for file in [folder / "model.safetensors"] if file.is_file()]

@@ -73,7 +73,10 @@ def paper_run(lr: float, **game: Any) -> RunConfig:
         steps=500,
         # The model's chat template writes today's date into every prompt: fixed, so that a run can be repeated.
         model=ModelConfig(
-            path="meta-llama/Llama-3.2-3B-Instruct", template_kwargs={"date_string": "26 Jul 2024"}, cache_tokens=65_536
+            path="meta-llama/Llama-3.2-3B-Instruct",
+            template_kwargs={"date_string": "26 Jul 2024"},
+            gradient_checkpointing=True,
+            cache_tokens=65_536,
         ),
         game=GameConfig(
             domain="text",
@@ -85,7 +88,7 @@ def paper_run(lr: float, **game: Any) -> RunConfig:
             grader=RoleConfig(max_new_tokens=256, temperature=0.0),
             **game,
         ),
-        learner=LearnerConfig(lr=lr, beta=0.05, kl="k3", aggregation="sum"),
+        learner=LearnerConfig(lr=lr, beta=0.05, kl="k3", aggregation="sum", token_budget=8_192),
         evaluation=EvaluationConfig(temperature=0.01),
     )
 
@@ -98,12 +101,10 @@ def on_one_card(run: RunConfig) -> RunConfig:
     """
     return run.model_copy(
         update={
-            "model": run.model.model_copy(
-                update={"tuning": "lora", "gradient_checkpointing": True, "cache_tokens": 32_768}
-            ),
+            "model": run.model.model_copy(update={"tuning": "lora", "cache_tokens": 32_768}),
             "game": run.game.model_copy(
                 update={"reward": run.game.reward.model_copy(update={"token_budget": 16_384})},
             ),
-            "learner": run.learner.model_copy(update={"lr": 10 * run.learner.lr, "token_budget": 8_192}),
+            "learner": run.learner.model_copy(update={"lr": 10 * run.learner.lr}),
         }
     )

@@ -40,6 +40,13 @@ class LocalWriter:
             rows += language_model.generate(prompts[start:stop], n, params, uniforms[start * n : stop * n])
         return rows
 
+    def updated(self, version: int) -> dict[str, float]:
+        """Nothing to do: these are the trainer's own weights."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
     def _batches(self, prompts: Sequence[Ids], n: int, max_new_tokens: int) -> list[tuple[int, int]]:
         if not prompts:
             return []

@@ -36,6 +36,14 @@ class Writer(Protocol):
         """
         ...
 
+    def updated(self, version: int) -> dict[str, float]:
+        """The trainer's weights are those after update `version` now; returns what that cost, as figures."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is held open."""
+        ...
+
 
 class TurnSampler:
     """A `sampling.base.Sampler` over any writer.
@@ -70,6 +78,14 @@ class TurnSampler:
         self.step = step
         self._calls.clear()
         return self
+
+    def updated(self, version: int) -> dict[str, float]:
+        """See `Writer.updated`."""
+        return self.writer.updated(version)
+
+    def close(self) -> None:
+        """See `Writer.close`."""
+        self.writer.close()
 
     def rng(self, purpose: str) -> np.random.Generator:
         """The game's own draws at this step."""

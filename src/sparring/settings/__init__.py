@@ -1,0 +1,32 @@
+"""The settings of a run, each with its meaning and unit: one pydantic tree, `RunConfig` at its root."""
+
+from sparring.settings.base import Section
+from sparring.settings.game import ChallengeConfig, GameConfig, QualityConfig, RewardConfig, RoleConfig
+from sparring.settings.model import LoraConfig, ModelConfig
+from sparring.settings.run import (
+    CheckpointConfig,
+    EvaluationConfig,
+    ExportConfig,
+    LearnerConfig,
+    ParallelConfig,
+    RolloutConfig,
+    RunConfig,
+)
+
+__all__ = [
+    "ChallengeConfig",
+    "CheckpointConfig",
+    "EvaluationConfig",
+    "ExportConfig",
+    "GameConfig",
+    "LearnerConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "ParallelConfig",
+    "QualityConfig",
+    "RewardConfig",
+    "RoleConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "Section",
+]

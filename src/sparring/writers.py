@@ -1,0 +1,77 @@
+"""From a configuration to who writes the completions: the trainer's own models, or vLLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sparring.lm.hub import find_folder
+from sparring.models import Models, locate
+from sparring.rollout.base import RolloutEngine
+from sparring.rollout.folders import prepare_folder
+from sparring.rollout.nccl import NcclTransfer
+from sparring.rollout.process import ProcessEngine
+from sparring.rollout.server import ServerEngine
+from sparring.sampling.local import LocalWriter
+from sparring.sampling.turns import TurnSampler, Writer
+from sparring.sampling.vllm import Answerer, EngineWriter, Feed, VLLMWriter
+from sparring.settings import RolloutConfig, RunConfig
+
+
+def build_sampler(models: Models, config: RunConfig, folder: Path | None = None) -> TurnSampler:
+    """The sampler over a run's models.
+
+    folder: the run's, where a vLLM engine finds new weights (rollout.folder names another); None: the models in this
+    process write, whatever rollout.engine says.
+    """
+    if config.rollout.engine == "local" or folder is None:
+        writer: Writer = LocalWriter(models.policy, models.reference, batch_tokens=config.model.cache_tokens)
+        context = models.context
+    else:
+        writer, longest = _vllm(models, config, folder)
+        context = longest if models.context is None else min(longest, models.context)
+    return TurnSampler(writer, models.renderer, stop_ids=models.stop_ids, seed=config.seed, context=context)
+
+
+def _vllm(models: Models, config: RunConfig, folder: Path) -> tuple[VLLMWriter, int]:
+    """vLLM's writer, and the most tokens of a prompt and its completion there."""
+    settings = config.rollout
+    tied = bool(getattr(models.model.config, "tie_word_embeddings", False))
+    exchange = Path(settings.folder) if settings.folder is not None else folder / "rollout"
+    engine = _server(settings, settings.url) if settings.url else _in_process(config, exchange, tied=tied)
+    reference: Answerer | None = None
+    if settings.reference_url is not None:
+        reference = EngineWriter(_server(settings, settings.reference_url), adapter=False)
+    elif models.reference is not None:
+        reference = LocalWriter(models.policy, models.reference, batch_tokens=config.model.cache_tokens)
+    feed = Feed(models.weights, exchange, getattr(torch, config.model.dtype), untie=tied and engine.info.cpu)
+    probe = models.renderer.encode([{"role": "user", "content": "Write one short sentence about anything you like."}])
+    writer = VLLMWriter(engine, reference, feed, models.policy, gap_limit=settings.gap_limit, probe=probe)
+    return writer, engine.info.max_tokens
+
+
+def _server(settings: RolloutConfig, url: str) -> ServerEngine:
+    nccl = settings.weights == "nccl" and url == settings.url
+    return ServerEngine(
+        url,
+        timeout=settings.timeout,
+        connect_timeout=settings.patience,
+        silence=settings.silence,
+        concurrency=settings.concurrency,
+        retries=settings.retries,
+        weights=NcclTransfer(settings.nccl_address, settings.nccl_port) if nccl else None,
+    )
+
+
+def _in_process(config: RunConfig, exchange: Path, *, tied: bool) -> RolloutEngine:
+    start = find_folder(locate(config.model.path), config.model.revision, weights=True)
+    if tied and not torch.cuda.is_available():
+        start = prepare_folder(start, exchange / "start")
+    return ProcessEngine(
+        start,
+        lora_rank=None if config.model.tuning == "full" else config.model.lora.rank,
+        dtype=config.model.dtype,
+        memory=config.rollout.memory,
+        seed=config.seed,
+    )

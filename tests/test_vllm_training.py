@@ -1,0 +1,130 @@
+"""Whole runs whose completions a real vLLM server writes: LoRA and full, killed on either side, resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Recorder, small_run
+from sparring.arena import model_path
+from sparring.rollout.folders import prepare_folder
+from sparring.rollout.server import ServerEngine
+from sparring.run import resume, train
+from sparring.runfolder import RunFolder
+from sparring.sampling.vllm import PartedError
+from vllm_rollout import RANK, RolloutServer
+
+pytestmark = pytest.mark.vllm
+
+QUICK = ("rollout.patience=5", "rollout.silence=20", "rollout.timeout=120", "learner.lr=0.003", "evaluation.every=0")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model with an output layer of its own, as vLLM on a CPU needs it."""
+    return prepare_folder(model_path(), tmp_path_factory.mktemp("start") / "model")
+
+
+@pytest.fixture(scope="module")
+def adapters(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutServer]:
+    server = RolloutServer(start, tmp_path_factory.mktemp("server") / "lora.log", lora_rank=RANK)
+    yield server
+    server.end()
+
+
+@pytest.fixture(scope="module")
+def whole(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutServer]:
+    server = RolloutServer(start, tmp_path_factory.mktemp("server") / "full.log")
+    yield server
+    server.end()
+
+
+def settings(url: str, tuning: str, *overrides: str) -> tuple[str, ...]:
+    adapter = (f"model.lora.rank={RANK}",) if tuning == "lora" else ()
+    return ("rollout.engine=vllm", f"rollout.url={url}", f"model.tuning={tuning}", *adapter, *QUICK, *overrides)
+
+
+def figures(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """A figure's values; a step that trained no such role has none."""
+    return [float(row[name]) for row in rows if row.get(name) is not None]
+
+
+def test_lsp_with_an_adapter_and_in_full_rolls_out_on_a_server(
+    adapters: RolloutServer, whole: RolloutServer, tmp_path: Path
+) -> None:
+    for tuning, server in (("lora", adapters), ("full", whole)):
+        out = tmp_path / tuning
+        evaluation = train(small_run("lsp", *settings(server.up(), tuning)), out)
+        server.end()  # two at once want more memory than a small machine has
+        server.process = None
+        rows = RunFolder(out).read_metrics()[1:]
+        assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+        for name, value in (("sampler_gap/probe", 0), ("sampler_gap/solver", 0), ("importance/mean/solver", 1)):
+            found = figures(rows, name)
+            assert found
+            assert all(abs(number - value) < 1e-3 for number in found)
+        assert max(figures(rows, "kl/solver")) > 1e-4  # what is written moved with what is learned
+        assert evaluation is not None
+        assert len(list((out / "rollout").glob("version-*"))) == 1
+
+
+def test_a_server_killed_in_a_run_ends_it_by_name_and_the_run_goes_on(adapters: RolloutServer, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = small_run("lsp", *settings(adapters.up(), "lora", "checkpoint.every=1"))
+
+    class Killer(Recorder):
+        def stepped(self, step: int, *rest: Any) -> None:
+            super().stepped(step, *rest)
+            if step == 3:
+                adapters.kill()
+
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=adapters.url.removeprefix("http://")):
+        train(config, out, observer=Killer())
+    assert time.monotonic() - began < 120
+    adapters.up()
+    assert resume(out) is not None
+    assert [row["step"] for row in RunFolder(out).read_metrics()] == list(range(7))
+
+
+def test_a_trainer_killed_in_a_run_goes_on(adapters: RolloutServer, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    given = ("steps=6", "checkpoint.every=1", *settings(adapters.up(), "lora"), "evaluation.final_n=3", "threads=1")
+    command = [str(Path(sys.executable).with_name("sparring")), "train", "lsp", "--out", str(out), *given]
+    process = subprocess.Popen(
+        [*command, "game.n_queries=6", "game.n_answers=3"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while len(RunFolder(out).read_metrics()) < 4:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert resume(out) is not None
+    rows = RunFolder(out).read_metrics()
+    assert [row["step"] for row in rows] == list(range(7))
+    assert max(figures(rows, "sampler_gap/probe")) < 1e-3
+
+
+def test_an_update_that_does_not_land_stops_the_run(
+    adapters: RolloutServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_run("lsp", *settings(adapters.up(), "lora", "rollout.gap_limit=0.001"), "learner.lr=0.05")
+    monkeypatch.setattr(ServerEngine, "update", lambda *_: None)
+    with pytest.raises(PartedError, match=r"after update 1 .* rollout\.gap_limit"):
+        train(config, tmp_path / "run")
+
+
+def test_overlap_is_one_update_stale_and_says_so(adapters: RolloutServer, tmp_path: Path) -> None:
+    train(small_run("lsp", *settings(adapters.up(), "lora", "rollout.overlap=true")), tmp_path / "run")
+    rows = RunFolder(tmp_path / "run").read_metrics()[1:]
+    assert [row["rollout/staleness"] for row in rows] == [0, 1, 1, 1, 1, 1]
+    assert max(figures(rows, "sampler_gap/probe")) < 1e-3
+    assert max(figures(rows[1:], "sampler_gap/solver")) > 1e-3
