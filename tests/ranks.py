@@ -71,7 +71,7 @@ def on_ranks(size: int, folder: Path, function: Callable[..., Any], *args: Any) 
     for rank, result in enumerate(results):
         if isinstance(result, BaseException):
             told = "\n".join(getattr(result, "__notes__", []))
-            raise AssertionError(f"rank {rank} raised {type(result).__name__}: {result}\n{told}")
+            raise AssertionError(f"rank {rank} raised {type(result).__name__}: {result}\n{told}")  # noqa: TRY004
     return results
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from sparring.settings.base import Count, Decay, NotNegative, Positive, Section, Seed, Share, listed
+from sparring.settings.base import Count, Decay, NotNegative, Positive, Section, Seed, listed
 from sparring.settings.game import GameConfig
 from sparring.settings.model import ModelConfig
 from sparring.tracking import require_known
