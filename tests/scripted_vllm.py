@@ -106,10 +106,13 @@ def usual(handler: Handler, body: Any) -> None:
         "/collective_rpc": lambda: reload(server, body),
         "/reset_prefix_cache": lambda: {"success": True},
         "/v1/load_lora_adapter": lambda: server.adapters.add(body["lora_name"]) or b"Success",
-        "/v1/unload_lora_adapter": lambda: server.adapters.discard(body["lora_name"]) or b"Success",
         "/inference/v1/generate": lambda: completions(server, body),
     }
-    if path in answers:
+    if path == "/v1/unload_lora_adapter":
+        known = body["lora_name"] in server.adapters
+        server.adapters.discard(body["lora_name"])
+        handler.send(200 if known else 404, b"Success" if known else {"error": {"message": "cannot be found"}})
+    elif path in answers:
         handler.send(200, answers[path]())
     elif path.endswith(("weight_transfer_engine", "weight_update", "update_weights")):
         handler.send(200, {"message": "done"})

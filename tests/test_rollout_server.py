@@ -540,6 +540,29 @@ def test_a_restart_while_weights_are_taken(server: ScriptedVllm, opened: Opener,
     assert server.label.endswith("/1")
 
 
+def test_a_restart_while_an_adapter_is_taken(server: ScriptedVllm, opened: Opener, tmp_path: Path) -> None:
+    """The adapter from before went with the server: it is not unloaded."""
+    engine = opened()
+    first, second = (adapter_folder(tmp_path / name) for name in "ab")
+    engine.update(first, 1)
+    server.script(LOAD, vllm.restarts)
+    engine.update(second, 2)
+    assert server.asked(UNLOAD) == []
+    assert server.asked(LOAD)[-1]["lora_path"] == str(second)
+    assert server.label.endswith("/2")
+    assert written(engine) == expected()
+
+
+def test_a_run_whose_server_another_one_has_taken_does_not_take_it_back(
+    server: ScriptedVllm, opened: Opener, folder: Path
+) -> None:
+    first = opened()
+    opened()
+    with pytest.raises(EngineError, match="another run has put its weights there"):
+        first.update(folder, 1)
+    assert server.asked(RELOAD) == []
+
+
 def test_another_model_after_the_restart(server: ScriptedVllm, opened: Opener) -> None:
     engine = opened()
 

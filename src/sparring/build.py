@@ -238,6 +238,7 @@ def _preference(settings: RewardConfig, model_device: str) -> RewardFunction:
             timeout=settings.timeout,
             retries=settings.retries,
             max_tokens=settings.max_tokens,
+            template_kwargs=settings.template_kwargs,
         )
     path, settings = settings.model, resolved_reward(settings, model_device)
     return PreferenceModel.load(
@@ -247,6 +248,7 @@ def _preference(settings: RewardConfig, model_device: str) -> RewardFunction:
         revision=settings.revision,
         token_budget=settings.token_budget,
         max_tokens=settings.max_tokens,
+        template_kwargs=settings.template_kwargs,
     )
 
 

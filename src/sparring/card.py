@@ -25,7 +25,10 @@ _NAMES = {
     "game/valid_share": "valid queries",
     "quality/parse_rate": "grades read",
 }
-_SECRET = re.compile(r"(.*[_-])?(key|token|secret|password|passwd|credentials?)", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(.*[_-])?(keys?|tokens?|secrets?|passwords?|passwd|pw|credentials?|auth|authorization|bearer|cookies?)",
+    re.IGNORECASE,
+)
 _HOMES = {"home": 2, "Users": 2, "root": 1}  # the parts that say whose folder it is
 
 
@@ -72,12 +75,18 @@ def published(value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         return {
-            name: "(left out)" if isinstance(inner, str) and _SECRET.fullmatch(str(name)) else published(inner)
+            name: "(left out)" if inner is not None and _is_secret(str(name), inner) else published(inner)
             for name, inner in value.items()
         }
     if isinstance(value, list | tuple):
         return [published(inner) for inner in value]
     return _shortened(value) if isinstance(value, str) else value
+
+
+def _is_secret(name: str, value: Any) -> bool:
+    """By its name; counts of tokens (max_tokens: 512) are numbers and no secret."""
+    counted = isinstance(value, int | float) and name.lower().endswith(("token", "tokens", "key", "keys"))
+    return bool(_SECRET.fullmatch(name)) and not counted
 
 
 def _shortened(text: str) -> str:

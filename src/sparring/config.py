@@ -127,7 +127,7 @@ def _takes_text(name: str) -> bool:
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any], source: str, prefix: str = "") -> None:
-    free = {"game.options", "model.template_kwargs"}
+    free = {"game.options", "model.template_kwargs", "game.reward.template_kwargs"}
     for key, value in new.items():
         name = f"{prefix}{key}"
         if key not in into and prefix.rstrip(".") not in free:

@@ -125,7 +125,15 @@ def default_token_budget(device: str) -> int:
 
 def resolve_device(name: str) -> str:
     """`auto`: cuda where there is one, else cpu."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
+        if index >= count:
+            raise ValueError(
+                f"there is no device {name} here (CUDA devices: {count}): set model.device, or leave it auto"
+            )
+    return name
 
 
 def stop_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sparring.types import Message
@@ -88,11 +89,17 @@ class Renderer:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _encode_uncached(self, messages: str) -> tuple[int, ...]:
-        ids = self.tokenizer.apply_chat_template(
-            json.loads(messages),
-            tokenize=True,
-            add_generation_prompt=True,
-            return_dict=False,
-            **self.template_kwargs,
-        )
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                json.loads(messages),
+                tokenize=True,
+                add_generation_prompt=True,
+                return_dict=False,
+                **self.template_kwargs,
+            )
+        except (TemplateError, TypeError) as error:
+            raise ValueError(
+                f"the chat template can't write this prompt ({type(error).__name__}: {error}): {messages[:200]}; "
+                "look at model.chat_template, model.template_kwargs and roles it doesn't know (game.<role>.system)"
+            ) from error
         return tuple(int(token) for token in cast(list[int], ids))

@@ -207,7 +207,7 @@ class Trainer:
             raise
         if not self._finite():
             raise self._diverged(step, "the update made parameters NaN or infinite", examples)
-        self._watch.learned(step, len(examples), learned)
+        self._watch.learned(step, sum(abs(example.advantage) > 1e-9 for example in examples), learned)
         return learned
 
     def _with_kl(self, turns: Sequence[Turn], payoffs: Payoffs) -> Payoffs:
@@ -235,7 +235,10 @@ class Trainer:
             return {}
         self._rollouts.settle()
         self.sampler.updated(step)
-        return {f"eval/{name}": value for name, value in evaluate().items()}
+        try:
+            return {f"eval/{name}": value for name, value in evaluate().items()}
+        except FloatingPointError as error:
+            raise DivergedError(f"step {step}: {error}; {self._remedy()}", []) from error
 
     def _record(
         self,

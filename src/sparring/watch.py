@@ -11,6 +11,7 @@ from sparring.types import Turn
 
 IDLE_STEPS = 20
 GAP = {torch.float32: 0.05, torch.bfloat16: 0.2}
+UNSCORED = 0.2  # share of a step's answers without a score
 READABLE, READ_STEPS = 0.8, 10  # least share of the grader's replies that can be read, mean over so many steps
 
 
@@ -31,7 +32,7 @@ class Watch:
         self._said: set[str] = set()
 
     def learned(self, step: int, examples: int, figures: Mapping[str, float]) -> None:
-        """One update ended: how many examples it had, and its figures (sampler_gap/<role> among them)."""
+        """One update ended: its examples that had an advantage, and its figures (sampler_gap/<role> among them)."""
         self._idle = 0 if examples else self._idle + 1
         if self._idle >= IDLE_STEPS:
             self._once(
@@ -55,6 +56,13 @@ class Watch:
         if "grader" in rooms and "quality/parse_rate" in figures:
             self._read.append(figures["quality/parse_rate"])
             self._grades(step, sum(self._read) / len(self._read))
+        if figures.get("reward/unscored", 0.0) > UNSCORED:
+            self._once(
+                "unscored",
+                f"step {step}: the reward gave no score for {figures['reward/unscored']:.0%} of the answers "
+                "(reward/unscored), and what has none teaches nothing; reward/over_long is the share that is too long "
+                "for a reward model (game.reward.max_tokens, game.solver.max_new_tokens)",
+            )
         for role, fits in rooms.items():
             if not all(fits.values()):
                 count = len(fits) - sum(fits.values())

@@ -88,6 +88,12 @@ class Game(ABC):
         """Take back what `state` gave."""
 
 
+def unscored(answers: Sequence[Turn], payoffs: Payoffs) -> dict[str, float]:
+    """reward/unscored: the share of answers that went unpaid; nothing where all were paid."""
+    missing = sum(answer not in payoffs for answer in answers)
+    return {"reward/unscored": missing / len(answers)} if missing else {}
+
+
 def _mean_payoffs(role: Role, paid: Sequence[Any]) -> dict[str, float]:
     figures: dict[str, float] = {}
     if paid:

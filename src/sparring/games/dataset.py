@@ -15,7 +15,7 @@ import numpy as np
 
 from sparring.advantages import Baseline, centred
 from sparring.data import PromptSet, Row
-from sparring.games.base import Game
+from sparring.games.base import Game, unscored
 from sparring.rewards.base import Reward
 from sparring.roles import Role
 from sparring.sampling.base import Sampler
@@ -64,6 +64,7 @@ class Dataset(Game):
             figures["game/dead_groups"] = figures[f"dead_groups/{self.solver.name}"]
         figures["game/query_length"] = float(np.mean([len(turn.prompt_ids) for turn in turns]))
         figures |= {f"reward/{name}": value for name, value in self.reward.drain().items()}
+        figures |= unscored(of_role(turns, self.solver), payoffs)
         return figures
 
     def close(self) -> None:

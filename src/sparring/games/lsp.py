@@ -22,7 +22,7 @@ import numpy as np
 
 from sparring.advantages import Baseline, centred
 from sparring.domains import Query, QueryReader, Task
-from sparring.games.base import Game
+from sparring.games.base import Game, unscored
 from sparring.games.challenge import Adversarial, ChallengerPayoff, RepetitionPenalty, own_queries
 from sparring.games.quality import Quality, mean_by_query
 from sparring.rewards.base import Reward
@@ -151,6 +151,7 @@ class LSPZero(Game):
         queries = [query_of(turn) for turn in own]
         figures = super().metrics(turns, payoffs)
         figures |= {f"reward/{name}": value for name, value in self.reward.drain().items()}
+        figures |= unscored(of_role(turns, self.solver), payoffs)
         solver_reward = figures.get(f"payoff/{self.solver.name}/reward")
         if solver_reward is not None:
             figures["game/V"] = solver_reward

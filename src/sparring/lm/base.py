@@ -55,6 +55,10 @@ class Completion:
     logprobs: np.ndarray
     finish: Finish
 
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.logprobs).all():
+            raise FloatingPointError("the model's log-probabilities are NaN or infinite: its weights are broken")
+
 
 @dataclass(frozen=True)
 class PromptGroup:

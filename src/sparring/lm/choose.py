@@ -55,4 +55,5 @@ def _inverse_cdf(weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """First index at which the running sum of (unnormalised) weights exceeds uniform · total."""
     cdf_BV = weights_BV.cumsum(-1)
     at_B = uniforms_B.to(cdf_BV).clamp(max=BELOW_ONE) * cdf_BV[:, -1]
-    return torch.searchsorted(cdf_BV, at_B.unsqueeze(1), right=True).squeeze(1)
+    # Broken weights (NaN) find no token: any will do, as their log-probability says what happened.
+    return torch.searchsorted(cdf_BV, at_B.unsqueeze(1), right=True).squeeze(1).clamp_(max=cdf_BV.shape[1] - 1)

@@ -50,4 +50,5 @@ def draw(probabilities_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     total_B = cdf_BV[:, -1:]
     below_B = torch.nextafter(total_B, torch.zeros_like(total_B))
     target_B = torch.minimum(uniforms_B[:, None] * total_B, below_B)
-    return torch.searchsorted(cdf_BV, target_B, right=True)[:, 0]
+    # Broken weights (NaN) find no token: any will do, as their log-probability says what happened.
+    return torch.searchsorted(cdf_BV, target_B, right=True)[:, 0].clamp_(max=cdf_BV.shape[-1] - 1)

@@ -112,7 +112,15 @@ def load_reward_model(
     labels = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True).num_labels
     if labels != 1:
         raise LoadError(f"{path_or_id}: num_labels is {labels}, but a reward model gives one score: it must be 1")
-    return _load(AutoModelForSequenceClassification, folder, dtype, attention, trust_remote_code=False).to(device)
+    kind = AutoModelForSequenceClassification
+    try:
+        model = _load(kind, folder, dtype, attention, trust_remote_code=False)
+    except LoadError:
+        if attention != "sdpa":
+            raise
+        # DeBERTa, among others, has none of the default; what else is wrong is said the second time.
+        model = _load(kind, folder, dtype, "eager", trust_remote_code=False)
+    return model.to(device)
 
 
 def load_tokenizer(

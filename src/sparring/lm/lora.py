@@ -150,7 +150,8 @@ def _merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     loaded = adapted.load_adapter(str(folder), ADAPTER, torch_device="cpu")
     problems = {"missing": sorted(loaded.missing_keys), "unexpected": sorted(loaded.unexpected_keys)}
     refuse_mismatch(f"{folder}: the adapter doesn't fit its base model", problems)
-    return adapted.merge_and_unload()
+    # PEFT froze the base; merged, every weight is there to be trained again.
+    return adapted.merge_and_unload().requires_grad_(True)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from sparring.settings import (
     RunConfig,
 )
 
+# Llama 3.2's chat template writes today's date into every prompt: fixed, so that a run can be repeated.
+DATE = {"date_string": "26 Jul 2024"}
 ARENA_ROLES = {
     "challenger": RoleConfig(max_new_tokens=40),
     "solver": RoleConfig(max_new_tokens=64),
@@ -71,10 +73,9 @@ def paper_run(lr: float, **game: Any) -> RunConfig:
     """
     return RunConfig(
         steps=500,
-        # The model's chat template writes today's date into every prompt: fixed, so that a run can be repeated.
         model=ModelConfig(
             path="meta-llama/Llama-3.2-3B-Instruct",
-            template_kwargs={"date_string": "26 Jul 2024"},
+            template_kwargs=DATE,
             gradient_checkpointing=True,
             cache_tokens=65_536,
         ),
@@ -82,7 +83,7 @@ def paper_run(lr: float, **game: Any) -> RunConfig:
             domain="text",
             n_queries=8,
             n_answers=8,
-            reward=RewardConfig(model="Skywork/Skywork-Reward-V2-Llama-3.2-3B"),
+            reward=RewardConfig(model="Skywork/Skywork-Reward-V2-Llama-3.2-3B", template_kwargs=DATE),
             challenger=RoleConfig(max_new_tokens=256),
             solver=RoleConfig(max_new_tokens=256),
             grader=RoleConfig(max_new_tokens=256, temperature=0.0),

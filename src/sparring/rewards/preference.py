@@ -7,7 +7,7 @@ that conversation alone. Scores are logits on no fixed scale: see `scale.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -42,10 +42,17 @@ class Reader:
     Args:
         tokenizer: the reward model's, with its chat template.
         longest: most tokens that the model takes; None: no bound.
+        template_kwargs: passed to the chat template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, longest: int | None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        longest: int | None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._template_kwargs = dict(template_kwargs or {})
         self._longest = longest
         self._read = self._over_long = 0
 
@@ -74,6 +81,7 @@ class Reader:
             tokenize=True,
             add_generation_prompt=False,
             return_dict=False,
+            **self._template_kwargs,
         )
         return tuple(int(token) for token in cast(list[int], ids))
 
@@ -86,6 +94,7 @@ class PreferenceModel:
         tokenizer: its tokenizer, with its chat template.
         token_budget: most padded tokens (rows times longest) of one forward pass; a longer row goes alone.
         max_tokens: a longer conversation is not scored; None: the model's max_position_embeddings.
+        template_kwargs: passed to the chat template.
 
     Raises:
         ValueError: the model has not exactly one label, or a bound is below 1.
@@ -98,6 +107,7 @@ class PreferenceModel:
         *,
         token_budget: int = 16384,
         max_tokens: int | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if model.config.num_labels != 1:
             raise ValueError(
@@ -110,7 +120,9 @@ class PreferenceModel:
         self._config: Any = model.config.get_text_config()
         _score_in_float32(model)
         self._config.use_cache = False  # a classifier's forward has no argument for it that all families know
-        self._reader = Reader(tokenizer, bound(max_tokens, getattr(self._config, "max_position_embeddings", None)))
+        self._reader = Reader(
+            tokenizer, bound(max_tokens, getattr(self._config, "max_position_embeddings", None)), template_kwargs
+        )
         self._token_budget = token_budget
 
     @classmethod
@@ -124,13 +136,14 @@ class PreferenceModel:
         revision: str | None = None,
         token_budget: int = 16384,
         max_tokens: int | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """From a folder or hub id, as `sparring.lm.load` checks them."""
         from sparring.lm.load import load_reward_model, load_tokenizer
 
         model = load_reward_model(path, device=device, dtype=dtype, attention=attention, revision=revision)
         tokenizer = load_tokenizer(path, revision=revision)
-        return cls(model, tokenizer, token_budget=token_budget, max_tokens=max_tokens)
+        return cls(model, tokenizer, token_budget=token_budget, max_tokens=max_tokens, template_kwargs=template_kwargs)
 
     def __call__(
         self, queries: Sequence[str], answers: Sequence[str], conversations: Sequence[Conversation]

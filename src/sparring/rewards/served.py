@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -64,6 +64,7 @@ class ServedPreference:
         retries: attempts after the first.
         concurrency: requests under way at once.
         max_tokens: a longer conversation is not scored; None: the server's max_model_len.
+        template_kwargs: passed to the chat template.
         backoff: seconds; pauses are drawn from 0 to 1, 2, 4, 8 ... times this.
 
     Raises:
@@ -83,6 +84,7 @@ class ServedPreference:
         concurrency: int = 16,
         max_tokens: int | None = None,
         backoff: float = 0.5,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self._url = _address(url)
         self._pad_token_id = pad_token_id
@@ -97,7 +99,7 @@ class ServedPreference:
         }
         with httpx.Client(**settings) as client:
             self._model, served_tokens = self._card(client, model)
-        self._reader = Reader(tokenizer, bound(max_tokens, served_tokens))
+        self._reader = Reader(tokenizer, bound(max_tokens, served_tokens), template_kwargs)
         self._client = httpx.AsyncClient(**settings)
 
     @classmethod

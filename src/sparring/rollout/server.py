@@ -102,7 +102,12 @@ class ServerEngine:
 
     def update(self, folder: Path, version: int) -> None:
         """See `base.RolloutEngine.update`."""
-        self._surviving(lambda: self._put(folder.resolve(), version), f"taking weights from {folder}")
+
+        def load() -> None:
+            self._owned()
+            self._load(folder.resolve(), version)
+
+        self._surviving(load, f"taking weights from {folder}")
 
     def check(self) -> None:
         """See `base.RolloutEngine.check`. A restarted server gets the last update's weights again, with a warning."""
@@ -197,25 +202,30 @@ class ServerEngine:
 
     def _settle(self) -> None:
         """See that the right weights are in place: after a restart, or an update that failed, the last ones are."""
-        label = self._label()
+        label = self._owned()
         if label == self._mark:
             return
-        if label not in {UNLABELLED, f"{self._token}/loading"}:
-            raise self._api.error(f"another run has put its weights there ({label}); give each run a server of its own")
-        self._identify()
-        if label == UNLABELLED:
-            logger.warning("%s: was restarted, and has its start weights", self._api.url)
-            self._full.restarted()
-            self._adapters.restarted()
         if self._last is not None:
             logger.warning("%s: loading %s (version %d) again", self._api.url, *self._last)
-            self._put(*self._last)
+            self._load(*self._last)
             return
         if label != UNLABELLED:
             self._start.reset(self._api)
         self._set_label(self._mark)
 
-    def _put(self, folder: Path, version: int) -> None:
+    def _owned(self) -> str:
+        """The server's label; where that was restarted, what it was given is forgotten. EngineError if not ours."""
+        label = self._label()
+        if label not in {self._mark, f"{self._token}/loading", UNLABELLED}:
+            raise self._api.error(f"another run has put its weights there ({label}); give each run a server of its own")
+        if label == UNLABELLED:
+            self._identify()
+            logger.warning("%s: was restarted, and has its start weights", self._api.url)
+            self._full.restarted()
+            self._adapters.restarted()
+        return label
+
+    def _load(self, folder: Path, version: int) -> None:
         # Until it is done the server has a label that no completion is taken with.
         self._set_label(f"{self._token}/loading")
         path = self._adapters if is_adapter(folder) else self._full

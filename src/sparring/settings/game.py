@@ -70,6 +70,10 @@ class RewardConfig(Section):
         description="raw scores, 1/(1+e^-score), or minus mean over std of every score of the run so far",
     )
     revision: str | None = Field(default=None, description="hub revision of the reward model")
+    template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="passed to the reward model's chat template (date_string, say)",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="the reward model's precision")
     device: str = Field(default="auto", description="the reward model's torch device; auto: model.device")
     token_budget: Annotated[int, Field(ge=0)] = Field(
