@@ -62,7 +62,11 @@ class Started:
     def results(self, seconds: float = 60) -> list[Any]:
         """What the function returned, or the exception it ended with, by rank."""
         self.wait(seconds)
-        return [pickle.loads(file.read_bytes()) for file in self.files]
+        return [self.result(rank) for rank in range(len(self.files))]
+
+    def result(self, rank: int) -> Any:
+        """One rank's, when it has ended."""
+        return pickle.loads(self.files[rank].read_bytes())
 
 
 def on_ranks(size: int, folder: Path, function: Callable[..., Any], *args: Any) -> list[Any]:

@@ -33,8 +33,10 @@ from sparring.lm.base import SamplingParams
 from sparring.lm.load import resolve_dtype
 from sparring.losses import k2, k3
 from sparring.models import Models, default_token_budget, resolve_device
+from sparring.parallel import ALONE, Ranks
 from sparring.rewards.base import Reward, RewardFunction, load_reward
 from sparring.rewards.imports import load_object
+from sparring.rewards.parallel import FirstReward, SplitPreference
 from sparring.rewards.preference import PreferenceModel
 from sparring.rewards.scale import Raw, Scale, Scaled, Sigmoid, Standardised
 from sparring.roles import Role
@@ -93,7 +95,15 @@ def build_learner(models: Models, config: RunConfig, game: Game) -> Learner:
         entropy=c.log_entropy,
         importance_cap=config.rollout.importance_cap if served else None,
     )
-    return Learner(models.model, models.policy, models.reference, optimizer, update)
+    return Learner(
+        models.model,
+        models.policy,
+        models.reference,
+        optimizer,
+        update,
+        ranks=models.ranks,
+        lockstep=models.sharded,
+    )
 
 
 def _require_no_filters(game: Game) -> None:
@@ -118,10 +128,10 @@ def learning_rate(config: LearnerConfig, steps: int) -> Callable[[int], float]:
     return rate
 
 
-def build_game(config: RunConfig) -> Game:
-    """The game a configuration describes."""
+def build_game(config: RunConfig, ranks: Ranks = ALONE) -> Game:
+    """The game a configuration describes. Among several ranks all call this, and its reward is theirs together."""
     game, domain = config.game, game_domain(config.game)
-    reward = build_reward(config, domain)
+    reward = build_reward(config, domain, ranks)
     if game.kind == "custom":
         if game.custom is None:
             raise ValueError("game.kind is custom: game.custom must name package.module:function or file.py:function")
@@ -214,15 +224,22 @@ def game_domain(game: GameConfig) -> Domain:
     )
 
 
-def build_reward(config: RunConfig, domain: Domain) -> Reward | None:
+def build_reward(config: RunConfig, domain: Domain, ranks: Ranks = ALONE) -> Reward | None:
     """R(q, a): a function, a reward model loaded or served, or the domain's own; None where there is none."""
     settings = config.game.reward
     if settings.function is not None:
+        if ranks.size > 1:
+            return FirstReward(load_object(settings.function, "--reward"), settings.function, ranks)
         return load_reward(settings.function)
     if settings.model is None:
         return None if domain.reward is None else Reward(domain.reward, name=domain.name)
     scale = SCORE_SCALES[settings.scale]()
-    return Reward(Scaled(_preference(settings, config.model.device), scale), name=settings.model)
+    function = _preference(settings, config.model.device)
+    if ranks.size > 1 and settings.url is not None:
+        return FirstReward(Scaled(function, scale), settings.model, ranks)
+    if isinstance(function, PreferenceModel) and ranks.size > 1:
+        function = SplitPreference(function, ranks)
+    return Reward(Scaled(function, scale), name=settings.model)
 
 
 def _preference(settings: RewardConfig, model_device: str) -> RewardFunction:

@@ -28,6 +28,7 @@ from sparring.console import (
     resumable,
     shown,
 )
+from sparring.parallel import speaks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +45,7 @@ ABILITY_NOTE = (
     "exchanges and is cheaper; game.quality.source=reference asks the model, as the paper does."
 )
 
-Play = Callable[["Display"], "Evaluation | None"]
+Play = Callable[["Display | None"], "Evaluation | None"]
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,7 +73,8 @@ def demo(steps: int | None, out: Path | None, seed: int, method: str, overrides:
     """
     given = [f"seed={seed}", *([] if steps is None else [f"steps={steps}"]), *overrides]
     config = configuration(method, None, None, tuple(given))
-    click.echo(f"{method} on the arena, {config.steps} steps: a tiny model plays against itself.")
+    if speaks():
+        click.echo(f"{method} on the arena, {config.steps} steps: a tiny model plays against itself.")
     _play_new(config, out or _new_folder("demo"), closing=ABILITY_NOTE)
 
 
@@ -272,7 +274,7 @@ def _display(title: str, folder: Path) -> tuple[Console, Display]:
 
 
 def _play_new(config: RunConfig, out: Path, closing: str | None = None) -> None:
-    def play(display: Display) -> Evaluation | None:
+    def play(display: Display | None) -> Evaluation | None:
         from sparring.run import train as train_run
 
         return train_run(config, out, observer=display)
@@ -287,7 +289,7 @@ def _resume(run: Path, dry_run: bool) -> None:
         click.echo(validated(read_yaml(run / "config.yaml")).to_yaml(), nl=False)
         return
 
-    def play(display: Display) -> Evaluation | None:
+    def play(display: Display | None) -> Evaluation | None:
         from sparring.run import resume as resume_run
 
         return resume_run(run, observer=display)
@@ -297,6 +299,9 @@ def _resume(run: Path, dry_run: bool) -> None:
 
 def _play(play: Play, run: Path, title: str, closing: str | None) -> None:
     """Watch a run to its end, then say what came of it and where everything is."""
+    if not speaks():  # one of several processes: rank 0 tells, and writes
+        play(None)
+        return
     began = time.monotonic()
     click.echo(f"Run folder: {shown(run)}")
     console, display = _display(title, run)

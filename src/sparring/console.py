@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparring.parallel import speaks
+
 if TYPE_CHECKING:
     from sparring.display import Display
 
@@ -94,6 +96,8 @@ def _leave_with(ctx: click.Context, error: Exception) -> None:
 
 
 def _leave(ctx: click.Context, error: BaseException, message: str, code: int) -> None:
+    if not speaks(error):
+        ctx.exit(code)
     if ctx.find_root().meta.get(DEBUG):
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
     else:

@@ -177,7 +177,7 @@ def assemble(
     ranks.prepare(resolve_device(config.model.device), config.parallel.timeout)
     with budgeted("loading the models", LOADING):
         models = build_models(config, ranks=ranks)
-        game = game or build_game(config)
+        game = game or build_game(config, ranks)
     require_room(game, models)
     if isinstance(game, Dataset) and game.prompts.skipped:
         left, skipped = len(game.prompts), game.prompts.skipped

@@ -41,6 +41,9 @@ class InterruptedRun(RuntimeError):  # noqa: N818 - the run was asked to stop: n
         super().__init__(f"stopped by {signal} after step {step}; everything is saved")
         self.signal, self.step = signal, step
 
+    def __reduce__(self) -> tuple[type[InterruptedRun], tuple[str, int]]:
+        return type(self), (self.signal, self.step)
+
 
 class Observer(Protocol):
     """Someone who watches a run: a progress display, a test."""

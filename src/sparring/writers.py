@@ -14,6 +14,7 @@ from sparring.rollout.nccl import NcclTransfer
 from sparring.rollout.process import ProcessEngine
 from sparring.rollout.server import ServerEngine
 from sparring.sampling.local import LocalWriter
+from sparring.sampling.parallel import spread
 from sparring.sampling.turns import TurnSampler, Writer
 from sparring.sampling.vllm import Answerer, EngineWriter, Feed, VLLMWriter
 from sparring.settings import RolloutConfig, RunConfig
@@ -26,7 +27,8 @@ def build_sampler(models: Models, config: RunConfig, folder: Path | None = None)
     process write, whatever rollout.engine says.
     """
     if config.rollout.engine == "local" or folder is None:
-        writer: Writer = LocalWriter(models.policy, models.reference, batch_tokens=config.model.cache_tokens)
+        local = LocalWriter(models.policy, models.reference, batch_tokens=config.model.cache_tokens)
+        writer: Writer = spread(local, models)
         context = models.context
     else:
         writer, longest = _vllm(models, config, folder)

@@ -33,6 +33,7 @@ T = TypeVar("T")
 FOREVER = timedelta(days=365)
 BUCKET = 2**25  # elements summed at once
 ARRIVAL = 600.0  # seconds for all ranks to arrive
+LEAVING = 5  # seconds that a process may take to end when a connection hangs
 
 
 class Team(Ranks):
@@ -71,6 +72,8 @@ class Team(Ranks):
         kind = torch.device(device).type
         if kind not in {"cpu", "cuda"}:
             raise ValueError(f"several ranks compute on cpu or cuda, not on {device}: set model.device")
+        if torch.device(device).index is not None:
+            raise ValueError(f"{device} is one GPU, and each of several ranks has its own: set model.device=auto")
         if kind == "cuda":
             torch.cuda.set_device(self.local_rank)
         self._watch.give_up_after(timeout)
@@ -207,7 +210,7 @@ class Team(Ranks):
             self._watch.stop()
             if alone:
                 # Connections to a frozen rank keep a process from ending; SIGALRM ends it where nothing else does.
-                atexit.register(signal.alarm, int(GRACE))
+                atexit.register(signal.alarm, LEAVING)
             else:
                 dist.destroy_process_group()
 
@@ -237,8 +240,10 @@ class _Outcome(Generic[T]):
             packed = pickle.dumps(self.error)
             _unpickled(packed)
         except Exception:  # noqa: BLE001 - exceptions may do anything when copied
-            plain = next(kind for kind in type(self.error).__mro__ if kind.__module__ == "builtins")
-            packed = pickle.dumps(plain(f"{type(self.error).__name__}: {self.error}"))
+            kind = next(kind for kind in type(self.error).__mro__ if kind.__module__ == "builtins")
+            plain = kind(f"{type(self.error).__name__}: {self.error}")
+            plain.__notes__ = getattr(self.error, "__notes__", [])
+            packed = pickle.dumps(plain)
         return None, packed
 
 
