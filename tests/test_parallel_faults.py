@@ -66,10 +66,8 @@ def test_a_killed_rank_ends_the_other_and_the_run_goes_on(kind: tuple[str, ...],
     out = tmp_path / "run"
     started = Started(2, tmp_path, run, out, kind)
     reached(out, 3)
-    began = time.monotonic()
     started.processes[victim].kill()
-    started.wait()
-    assert time.monotonic() - began < 20
+    started.wait(20)
     error = started.result(1 - victim)
     assert type(error).__name__ == "RankError"
     assert str(error).startswith(f"rank {victim} (process {started.processes[victim].pid} on ")
@@ -82,15 +80,12 @@ def test_a_frozen_rank_is_given_up(kind: tuple[str, ...], victim: int, tmp_path:
     out = tmp_path / "run"
     started = Started(2, tmp_path, run, out, kind)
     reached(out, 3)
-    began = time.monotonic()
     os.kill(started.processes[victim].pid, signal.SIGSTOP)
     other = started.processes[1 - victim]
-    other.join(60)
-    ended = time.monotonic() - began
+    other.join(45)
     started.processes[victim].kill()
     started.wait()
     assert other.exitcode not in (None, 0)
-    assert ended < 45
     error = started.result(1 - victim)
     assert type(error).__name__ == "RankError"
     assert f"rank {victim} " in str(error)
