@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from conftest import Recorder, small_run
+from ranks import Started, on_ranks
 from sparring.arena import model_path
 from sparring.rollout.folders import prepare_folder
 from sparring.rollout.server import ServerEngine
@@ -128,3 +129,56 @@ def test_overlap_is_one_update_stale_and_says_so(adapters: RolloutServer, tmp_pa
     assert [row["rollout/staleness"] for row in rows] == [0, 1, 1, 1, 1, 1]
     assert max(figures(rows, "sampler_gap/probe")) < 1e-3
     assert max(figures(rows[1:], "sampler_gap/solver")) > 1e-3
+
+
+def two_ranks(overrides: tuple[str, ...], out: Path) -> float:
+    evaluation = train(small_run("lsp", *overrides), out)
+    assert evaluation is not None
+    return evaluation.overall.accuracy
+
+
+def test_two_ranks_roll_out_on_one_server(adapters: RolloutServer, whole: RolloutServer, tmp_path: Path) -> None:
+    for tuning, server, more in (
+        ("lora", adapters, ()),
+        ("lora", adapters, ("rollout.overlap=true",)),
+        ("full", whole, ("parallel.strategy=shard", "model.engine=generic")),
+    ):
+        out = tmp_path / f"{tuning}-{len(more)}"
+        given = settings(server.up(), tuning, "steps=3", *more)
+        accuracies = on_ranks(2, tmp_path, two_ranks, given, out)
+        assert accuracies[0] == accuracies[1]
+        rows = RunFolder(out).read_metrics()[1:]
+        assert [row["step"] for row in rows] == [1, 2, 3]
+        assert max(figures(rows, "sampler_gap/probe")) < 1e-3
+        assert max(figures(rows, "kl/challenger")) > 1e-5  # what is written moved with what is learned
+        if server is not whole and more:
+            assert [row["rollout/staleness"] for row in rows] == [0, 1, 1]
+            server.end()  # two servers at once want more memory than a small machine has
+            server.process = None
+
+
+def test_ranks_whose_server_dies_end_together_and_go_on(adapters: RolloutServer, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    given = settings(adapters.up(), "lora", "checkpoint.every=1", "rollout.overlap=true")
+    started = Started(2, tmp_path, two_ranks, given, out)
+    while len(RunFolder(out).read_metrics()) < 3:
+        time.sleep(0.05)
+    adapters.kill()
+    for error in started.results(120):
+        assert isinstance(error, ValueError)
+        assert adapters.url.removeprefix("http://") in str(error)
+    adapters.up()
+    on_ranks(2, tmp_path, resume, out)
+    assert [row["step"] for row in RunFolder(out).read_metrics()] == list(range(7))
+
+
+def test_a_run_rolls_out_on_two_servers(adapters: RolloutServer, start: Path, tmp_path: Path) -> None:
+    second = RolloutServer(start, tmp_path / "second.log", lora_rank=RANK)
+    second.start()
+    urls = f"{adapters.up()},{second.up()}"
+    try:
+        train(small_run("lsp", *settings(urls, "lora", "steps=2")), tmp_path / "run")
+    finally:
+        second.end()
+    rows = RunFolder(tmp_path / "run").read_metrics()[1:]
+    assert max(figures(rows, "sampler_gap/probe") + figures(rows, "sampler_gap/solver")) < 1e-3

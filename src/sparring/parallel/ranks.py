@@ -76,6 +76,10 @@ class Ranks:
     def broadcast_(self, tensor: Tensor) -> None:
         """Replace a tensor by rank 0's."""
 
+    def apart(self) -> Ranks:
+        """The same ranks, for the meetings of another thread, which must not mix with this one's. A meeting itself."""
+        return self
+
     def prepare(self, device: str, timeout: float) -> None:
         """Connect the devices.
 

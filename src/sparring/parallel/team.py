@@ -8,6 +8,7 @@ sent when all have met.
 from __future__ import annotations
 
 import atexit
+import copy
 import math
 import os
 import pickle
@@ -65,6 +66,12 @@ class Team(Ranks):
     def group(self) -> ProcessGroup:
         """The group that tensors are sent in."""
         return self._tensors
+
+    def apart(self) -> Team:
+        """See `Ranks.apart`."""
+        twin = copy.copy(self)
+        twin._meeting = cast(ProcessGroup, dist.new_group(backend="gloo", timeout=FOREVER))
+        return twin
 
     def prepare(self, device: str, timeout: float) -> None:
         """See `Ranks.prepare`."""

@@ -97,7 +97,7 @@ def set_up(config: RunConfig, shapes: Shapes, gpu: GPU, gpus: int, rollout: Roll
     frozen = shapes.reference or (None if adapted else policy)
     here = game.reward.url is None and _together(model.device, game.reward.device)
     split = {"auto": not adapted, "shard": True, "replicate": False}[config.parallel.strategy]
-    within = rollout == "server" and vllm.engine == "vllm" and vllm.url is None
+    within = rollout == "server" and vllm.engine == "vllm" and not vllm.url
     roles = (game.challenger, game.solver, game.grader)
     return Setup(
         policy=policy,

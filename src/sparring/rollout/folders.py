@@ -38,7 +38,8 @@ def check_folder(folder: Path, expected: Shapes | None, *, cpu: bool = False) ->
         if cpu and tied and "lm_head.weight" not in shapes:
             raise EngineError(
                 f"{folder}: its embeddings are tied, and on a CPU vLLM would keep the old output layer; start the "
-                "engine from what sparring.rollout.folders.prepare_folder makes of the model, and give updates likewise"
+                "engine as `sparring serve-command --cpu` says (it calls sparring.rollout.folders.prepare_folder), and "
+                "give updates likewise"
             )
         if expected is not None:
             _refuse_others(folder, shapes, expected)

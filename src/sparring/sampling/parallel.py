@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 from sparring.lm.base import Completion, SamplingParams
 from sparring.memory import SAMPLING, budgeted
 from sparring.models import Models
 from sparring.parallel.ranks import Ranks, deal
+from sparring.rollout.base import EngineInfo, RolloutEngine
 from sparring.sampling.seeds import Draws
 from sparring.sampling.turns import Ids, Writer
 from sparring.types import ModelName
@@ -55,6 +57,46 @@ class ParallelWriter:
     def close(self) -> None:
         """See `sampling.turns.Writer.close`."""
         self._writer.close()
+
+
+class LedEngine:
+    """A vLLM engine that rank 0 alone holds; all ranks get what it writes, and its errors.
+
+    Args:
+        opened: opens the engine; called on rank 0.
+        ranks: with meetings of their own where another thread asks (`Ranks.apart`).
+    """
+
+    def __init__(self, opened: Callable[[], RolloutEngine], ranks: Ranks) -> None:
+        self._ranks = ranks
+        held: list[RolloutEngine] = []
+        ranks.first("opening the engine", lambda: held.append(opened()))
+        self._engine = held[0] if held else None
+        self.info: EngineInfo = ranks.first("asking the engine", lambda: self._held.info)
+
+    @property
+    def _held(self) -> RolloutEngine:
+        assert self._engine is not None
+        return self._engine
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], n: int, params: SamplingParams, seeds: Sequence[int], *, adapter: bool
+    ) -> list[list[Completion]]:
+        """See `rollout.base.RolloutEngine.generate`."""
+        return self._ranks.first("sampling", lambda: self._held.generate(prompts, n, params, seeds, adapter=adapter))
+
+    def update(self, folder: Path, version: int) -> None:
+        """See `rollout.base.RolloutEngine.update`."""
+        self._ranks.first("updating the engine", lambda: self._held.update(folder, version))
+
+    def check(self) -> None:
+        """See `rollout.base.RolloutEngine.check`."""
+        self._ranks.first("checking the engine", lambda: self._held.check())  # noqa: PLW0108 - rank 0 alone holds it
+
+    def close(self) -> None:
+        """See `rollout.base.RolloutEngine.close`. No meeting: an error may be on its way."""
+        if self._engine is not None:
+            self._engine.close()
 
 
 def spread(writer: Writer, models: Models) -> Writer:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class EngineWriter:
 
 @dataclass
 class Feed:
-    """Writes the trainer's weights where an engine reads them.
+    """Writes the trainer's weights where an engine reads them. Among several ranks all call each of these.
 
     Args:
         weights: what the run trains.
@@ -78,28 +78,37 @@ class Feed:
 
     def write(self, version: int) -> Path:
         """A folder with the weights as they are now."""
-        target = self.folder / f"version-{version:06d}"
-        shutil.rmtree(target, ignore_errors=True)
-        if isinstance(self.weights, LoraWeights):
-            self.weights.save(target)
-            return target
-        saved = target.with_name(f"{target.name}-tied") if self.untie else target
-        model: Any = self.weights.model
-        model.save_pretrained(saved, state_dict={name: t.to(self.dtype) for name, t in model.state_dict().items()})
-        if not self.untie:
-            return target
-        prepared = prepare_folder(saved, target)
-        if prepared == saved:
-            saved.rename(target)
-        else:
-            shutil.rmtree(saved)
+        target, ranks = self.folder / f"version-{version:06d}", self.weights.ranks
+        untie = self.untie and not isinstance(self.weights, LoraWeights)
+        saved = target.with_name(f"{target.name}-tied") if untie else target
+        ranks.first("clearing the engine's folder", lambda: _emptied(target, saved))
+        self.weights.publish(saved, self.dtype)
+        if untie:
+            ranks.first("untying the embeddings", lambda: _untied(saved, target))
         return target
 
     def keep_only(self, version: int) -> None:
         """Remove older versions: a restarted server asks for the newest again, and for no other."""
+        self.weights.ranks.first("tidying the engine's folder", lambda: self._keep_only(version))
+
+    def _keep_only(self, version: int) -> None:
         for path in self.folder.glob("version-*"):
             if path.name != f"version-{version:06d}":
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _emptied(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _untied(saved: Path, target: Path) -> None:
+    shutil.rmtree(target)
+    if prepare_folder(saved, target) == saved:
+        saved.rename(target)
+    else:
+        shutil.rmtree(saved)
 
 
 class VLLMWriter:
@@ -183,7 +192,8 @@ class VLLMWriter:
         with torch.no_grad():
             mine_S = self._policy.score(groups).logprobs_S.cpu()
         theirs_S = np.concatenate([row.logprobs for row in rows])
-        gap = float(np.abs(mine_S.numpy() - theirs_S).mean())
+        # The ranks go on together or not at all, also where rounding differs between them.
+        gap = max(self._feed.weights.ranks.gather("probing", float(np.abs(mine_S.numpy() - theirs_S).mean())))
         if not gap <= self._gap_limit:
             raise PartedError(
                 f"after update {version} sampler and trainer differ by {gap:.3g} nats a token in the mean (limit "

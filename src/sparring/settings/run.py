@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sparring.settings.base import Count, Decay, NotNegative, Positive, Section, Seed, listed
 from sparring.settings.game import GameConfig
@@ -95,18 +95,22 @@ class ExportConfig(Section):
     )
 
 
+Addresses = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value is None else listed(value))]
+
+
 class RolloutConfig(Section):
     """Who writes the completions, and how the trainer's weights get there."""
 
     engine: Literal["local", "vllm"] = Field(
         default="local", description="local: the trainer's own process and weights; vllm: a server, or in this process"
     )
-    url: str | None = Field(
-        default=None, description="vLLM server of the policy (http://host:port); null: vLLM in this process"
+    url: Addresses = Field(
+        default=(),
+        description="vLLM servers of the policy: http://host:port, with commas between; []: vLLM in this process",
     )
-    reference_url: str | None = Field(
-        default=None,
-        description="tuning full: vLLM server of the frozen start; null: the trainer's frozen copy writes for it",
+    reference_url: Addresses = Field(
+        default=(),
+        description="tuning full: vLLM servers of the frozen start; []: the trainer's frozen copy writes for it",
     )
     weights: Literal["folder", "nccl"] = Field(
         default="folder",
@@ -116,7 +120,9 @@ class RolloutConfig(Section):
         default=None, description="that folder, and the adapter's (a RAM disk is fastest); null: `rollout` in the run's"
     )
     nccl_address: str = Field(default="127.0.0.1", description="weights nccl: the trainer, as the server reaches it")
-    nccl_port: Count = Field(default=29_600, description="weights nccl: a free port there")
+    nccl_port: Count = Field(
+        default=29_600, description="weights nccl: a free port there (and the next ones, one a server)"
+    )
     gap_limit: Positive = Field(
         default=0.1,
         description="nats a token by which sampler and trainer may differ after an update; above, the run stops",
@@ -142,10 +148,10 @@ class RolloutConfig(Section):
     @model_validator(mode="after")
     def _vllm_is_asked_for(self) -> Self:
         if self.engine == "local":
-            given = [name for name in ("url", "reference_url") if getattr(self, name) is not None]
+            given = [name for name in ("url", "reference_url") if getattr(self, name)]
             if given or self.overlap:
                 raise ValueError(f"{(given or ['overlap'])[0]} is for vLLM: set rollout.engine=vllm")
-        if self.overlap and self.url is None:
+        if self.overlap and not self.url:
             raise ValueError("overlap needs a server (rollout.url): in one process writing and learning take turns")
         return self
 
