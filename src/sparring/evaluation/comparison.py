@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -15,6 +16,19 @@ from rich.table import Table
 from sparring.evaluation.statistics import paired_bootstrap_ci, sign_test
 
 SCHEMA = 1
+
+
+class Item(Protocol):
+    """Anything compared item by item."""
+
+    @property
+    def item_id(self) -> str: ...
+    @property
+    def subset(self) -> tuple[str, ...]: ...
+
+
+AnyItem = TypeVar("AnyItem", bound=Item)
+AnyTally = TypeVar("AnyTally", bound="Tally")
 
 
 @dataclass(frozen=True)
@@ -39,19 +53,18 @@ class Outcome:
         return float(np.sign(self.score - self.base_score) + 1) / 2
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The trained model against the base on one set of items.
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """One model's wins over another.
 
     Attributes:
         n: items; `wins + ties + losses`.
-        wins: items where the trained model scored higher.
-        ties: items where both scored the same.
-        losses: items where the base scored higher.
-        win_rate: `(wins + ties / 2) / n`, a fraction in [0, 1]; ½ is parity.
+        wins: items of a credit above ½.
+        ties: items of a credit of ½.
+        losses: items of a credit below ½.
+        win_rate: mean credit, a fraction in [0, 1]; ½ is parity. `(wins + ties / 2) / n` where a win's credit is 1
+            and a loss's 0.
         ci95: 95 % interval of `win_rate` by paired bootstrap over items, fractions in [0, 1].
-        accuracy: the trained model's mean score.
-        base_accuracy: the base model's mean score.
         sign_test_p: exact two-sided sign test of wins against losses.
     """
 
@@ -61,25 +74,43 @@ class Comparison:
     losses: int
     win_rate: float
     ci95: tuple[float, float]
+    sign_test_p: float
+
+    @classmethod
+    def of_credits(cls, credits_N: npt.NDArray[np.float64], **more: Any) -> Self:
+        """Count these credits, each in [0, 1] (at least one); `more` holds the fields that a subclass adds."""
+        wins, losses = int((credits_N > 0.5).sum()), int((credits_N < 0.5).sum())
+        return cls(
+            n=len(credits_N),
+            wins=wins,
+            ties=len(credits_N) - wins - losses,
+            losses=losses,
+            win_rate=float(credits_N.mean()),
+            ci95=paired_bootstrap_ci(credits_N),
+            sign_test_p=sign_test(wins, losses),
+            **more,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Tally):
+    """The trained model against the base on one set of items, by scores: a higher score wins.
+
+    Attributes:
+        accuracy: the trained model's mean score.
+        base_accuracy: the base model's mean score.
+    """
+
     accuracy: float
     base_accuracy: float
-    sign_test_p: float
 
     @classmethod
     def of(cls, outcomes: list[Outcome]) -> Comparison:
         """Compare on these outcomes (at least one)."""
-        credit_N = np.array([outcome.credit for outcome in outcomes])
-        wins, losses = int((credit_N == 1).sum()), int((credit_N == 0).sum())
-        return cls(
-            n=len(outcomes),
-            wins=wins,
-            ties=len(outcomes) - wins - losses,
-            losses=losses,
-            win_rate=float(credit_N.mean()),
-            ci95=paired_bootstrap_ci(credit_N),
+        return cls.of_credits(
+            np.array([outcome.credit for outcome in outcomes]),
             accuracy=float(np.mean([outcome.score for outcome in outcomes])),
             base_accuracy=float(np.mean([outcome.base_score for outcome in outcomes])),
-            sign_test_p=sign_test(wins, losses),
         )
 
 
@@ -103,8 +134,8 @@ class Evaluation:
         """
         return {
             "schema": SCHEMA,
-            "overall": _comparison_json(self.overall),
-            "subsets": {name: _comparison_json(comparison) for name, comparison in self.subsets.items()},
+            "overall": tally_json(self.overall),
+            "subsets": {name: tally_json(comparison) for name, comparison in self.subsets.items()},
         }
 
     @classmethod
@@ -125,9 +156,7 @@ class Evaluation:
 
     def rows(self) -> Iterator[tuple[tuple[str, ...], Comparison]]:
         """(path, comparison) depth first: `()` overall, then each subset followed by its parts."""
-        yield (), self.overall
-        for name in sorted(self.subsets, key=lambda name: name.split("/")):
-            yield tuple(name.split("/")), self.subsets[name]
+        yield from depth_first(self.overall, self.subsets)
 
 
 def compare(outcomes: Iterable[Outcome]) -> Evaluation:
@@ -138,19 +167,38 @@ def compare(outcomes: Iterable[Outcome]) -> Evaluation:
             empty or holds "/".
     """
     every = list(outcomes)
-    if not every:
-        raise ValueError("nothing to compare: the evaluation set gave no items")
-    seen: set[str] = set()
-    parts: dict[tuple[str, ...], list[Outcome]] = {}
     for outcome in every:
-        _check(outcome, seen)
-        seen.add(outcome.item_id)
-        for depth in range(1, len(outcome.subset) + 1):
-            parts.setdefault(outcome.subset[:depth], []).append(outcome)
+        _check_scores(outcome)
+    parts = by_subset(every)
     return Evaluation(
         overall=Comparison.of(every),
-        subsets={"/".join(path): Comparison.of(parts[path]) for path in sorted(parts)},
+        subsets={name: Comparison.of(part) for name, part in parts.items()},
     )
+
+
+def by_subset(items: list[AnyItem]) -> dict[str, list[AnyItem]]:
+    """The items of every subset along each item's path, under the path joined with "/".
+
+    Raises:
+        ValueError: no items, one given twice, or a subset name that is empty or holds "/".
+    """
+    if not items:
+        raise ValueError("nothing to compare: the evaluation set gave no items")
+    seen: set[str] = set()
+    parts: dict[tuple[str, ...], list[AnyItem]] = {}
+    for item in items:
+        _check(item, seen)
+        seen.add(item.item_id)
+        for depth in range(1, len(item.subset) + 1):
+            parts.setdefault(item.subset[:depth], []).append(item)
+    return {"/".join(path): parts[path] for path in sorted(parts)}
+
+
+def depth_first(overall: AnyTally, subsets: Mapping[str, AnyTally]) -> Iterator[tuple[tuple[str, ...], AnyTally]]:
+    """(path, tally): `()` overall, then each subset followed by its parts."""
+    yield (), overall
+    for name in sorted(subsets, key=lambda name: name.split("/")):
+        yield tuple(name.split("/")), subsets[name]
 
 
 def table(evaluation: Evaluation) -> Table:
@@ -188,19 +236,23 @@ def table(evaluation: Evaluation) -> Table:
     return result
 
 
-def _check(outcome: Outcome, seen: set[str]) -> None:
-    if outcome.item_id in seen:
-        raise ValueError(f"item {outcome.item_id!r} is given twice; average its samples into one score first")
+def _check(item: Item, seen: set[str]) -> None:
+    if item.item_id in seen:
+        raise ValueError(f"item {item.item_id!r} is given twice; average its samples first")
+    for part in item.subset:
+        if not part or "/" in part:
+            raise ValueError(f"item {item.item_id!r}: subset name {part!r} must be non-empty and free of '/'")
+
+
+def _check_scores(outcome: Outcome) -> None:
     for name, score in (("base_score", outcome.base_score), ("score", outcome.score)):
         if not isfinite(score):
             raise ValueError(f"item {outcome.item_id!r}: {name} is {score}; leave out items without a score")
-    for part in outcome.subset:
-        if not part or "/" in part:
-            raise ValueError(f"item {outcome.item_id!r}: subset name {part!r} must be non-empty and free of '/'")
 
 
-def _comparison_json(comparison: Comparison) -> dict[str, Any]:
-    return {**asdict(comparison), "ci95": list(comparison.ci95)}
+def tally_json(tally: Tally) -> dict[str, Any]:
+    """A tally's fields, in JSON's types."""
+    return {**asdict(tally), "ci95": list(tally.ci95)}
 
 
 _COUNTS = ("n", "wins", "ties", "losses")

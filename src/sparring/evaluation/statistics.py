@@ -6,12 +6,16 @@ SciPy is imported where it is used: it costs half a second, and the command line
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import comb, sqrt
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
-# Cells of one block of bootstrap counts (resamples × distinct values): 2 million, 16 MB.
+# Cells of one block of the bootstrap (resamples × distinct values, or × items): 2 million, 16 MB.
 _BLOCK_CELLS = 2_000_000
+# A count costs about as much as four drawn items; so few are cheap for any n.
+_FEW_DISTINCT = 32
 
 
 def paired_bootstrap_ci(
@@ -21,8 +25,8 @@ def paired_bootstrap_ci(
 
     Paired: an item's value already compares both models on it (1 win, ½ tie, 0 loss, or a difference of
     scores), so resampling items keeps the pairs together. Drawing n items with replacement is drawing
-    multinomial counts over the distinct values, which is how it is done here: time and memory grow with the
-    distinct values (three for wins, ties and losses), not with n.
+    multinomial counts over the distinct values. Where these are few (three for wins, ties and losses), that is
+    how it is done here: time and memory then grow with them, not with n. Soft verdicts are drawn item by item.
 
     Args:
         values: `[N]`, one number per item, finite.
@@ -46,13 +50,14 @@ def paired_bootstrap_ci(
         return float(distinct_K[0]), float(distinct_K[0])
     n = len(values_N)
     rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK_CELLS // len(distinct_K))
-    means_R = np.concatenate(
-        [
-            rng.multinomial(n, counts_K / n, size=min(block, resamples - start)) @ distinct_K / n
-            for start in range(0, resamples, block)
-        ]
-    )
+    few = len(distinct_K) <= max(_FEW_DISTINCT, n // 4)
+    block = max(1, _BLOCK_CELLS // (len(distinct_K) if few else n))
+    sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
+    if few:
+        means = [rng.multinomial(n, counts_K / n, size=size) @ distinct_K / n for size in sizes]
+    else:
+        means = [values_N[rng.integers(n, size=(size, n))].mean(axis=1) for size in sizes]
+    means_R = np.concatenate(means)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means_R, [tail, 1 - tail])
     return float(low), float(high)
@@ -73,6 +78,48 @@ def sign_test(wins: int, losses: int) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(wins, wins + losses, 0.5).pvalue)
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927), without continuity correction.
+
+    Args:
+        successes: items that succeeded, such as right answers.
+        n: items, at least one.
+        confidence: coverage.
+
+    Returns:
+        (low, high), fractions in [0, 1]. It never has width 0: none of 10 right is (0, 0.28).
+
+    Raises:
+        ValueError: no items, or successes outside 0 … n.
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"successes must lie between 0 and n, and n be at least 1; got {successes} of {n}")
+    _check_confidence(confidence)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    p = successes / n
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return 0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Chance that at least one of k samples is right, unbiased: 1 − C(n − c, k) / C(n, k) (Chen et al. 2021, eq. 1).
+
+    Args:
+        n: samples drawn for the item.
+        correct: how many of them are right.
+        k: samples allowed, 1 … n. pass@1 is `correct / n`.
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    if not 0 <= correct <= n:
+        raise ValueError(f"correct must lie between 0 and n = {n}, got {correct}")
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs k of at least 1 and at least k samples an item, got n = {n}")
+    return 1 - comb(n - correct, k) / comb(n, k)
 
 
 def mean_sd(values: Sequence[float] | npt.NDArray[np.floating]) -> tuple[float, float]:
