@@ -91,7 +91,7 @@ def serving(python: str, model: Path, *, lora_rank: int | None) -> Iterator[str]
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     argv, variables = serve_command(model, lora_rank=lora_rank, port=port, dtype="float32", cpu=True)
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", *argv[2:]]
+    command = [python, *argv[1:]]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment() | variables, start_new_session=True

