@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripted import turn_of
+from sparring.http import is_loopback
 from sparring.lm.base import SamplingParams
 from sparring.rewards.base import Reward, RewardError
 from sparring.rewards.preference import Reader
-from sparring.rewards.served import API_KEY, LONGEST_WAIT, ServedPreference, _is_loopback
+from sparring.rewards.served import API_KEY, LONGEST_WAIT, ServedPreference
 from sparring.roles import Role
 from sparring.types import Turn
 from tiny_models import chat_tokenizer, save_tiny_reward
@@ -542,7 +543,7 @@ def test_the_environments_proxy_is_not_for_this_machine(
     ],
 )
 def test_which_hosts_are_this_machine(host: str, loopback: bool) -> None:
-    assert _is_loopback(host) is loopback
+    assert is_loopback(host) is loopback
 
 
 def test_the_key_is_sent_and_told_nowhere(

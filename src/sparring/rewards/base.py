@@ -11,14 +11,12 @@ An object may also have `state`/`restore` (what it remembers, as JSON), `drain` 
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from threading import Thread
 from typing import Any
-from weakref import finalize
 
+from sparring.http import Loop
 from sparring.rewards.imports import load_object
 from sparring.types import Message, Turn
 
@@ -62,7 +60,7 @@ class Reward:
         self._any_column = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         self._named = set(parameters)
         self._values: dict[str, list[float]] = {}
-        self._loop: _Loop | None = None
+        self._loop: Loop | None = None
         state = parameters.get("trainer_state")
         if self._trl and state is not None and state.default is state.empty:
             raise RewardError(f"reward {self.name!r}: trainer_state is not supplied here; give it a default (None)")
@@ -124,7 +122,7 @@ class Reward:
         return self._checked(scores, answers)
 
     def _waited_for(self, awaitable: Awaitable[Any]) -> Any:
-        self._loop = self._loop or _Loop()
+        self._loop = self._loop or Loop("reward")
         return self._loop.wait_for(awaitable)
 
     def _call(self, queries: Sequence[str], answers: Sequence[Turn]) -> Any:
@@ -214,37 +212,6 @@ def _remembers(holder: Any) -> bool:
 def load_reward(target: str) -> Reward:
     """A reward by `package.module:function` or `file.py:function`."""
     return Reward(load_object(target, "--reward"), name=target)
-
-
-class _Loop:
-    """An event loop that runs in a thread of its own until this object goes.
-
-    What an async function keeps between calls (a client, its connections) stays bound to a loop that runs, and a
-    caller whose own loop is running already, as in a notebook, is no special case.
-    """
-
-    def __init__(self) -> None:
-        # A loop factory, or Runner would make its loop the calling thread's current one.
-        runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-        self._loop = runner.get_loop()
-        Thread(target=_serve, args=(runner,), name="reward", daemon=True).start()
-        finalize(self, self._loop.call_soon_threadsafe, self._loop.stop).atexit = False
-
-    def wait_for(self, awaitable: Awaitable[Any]) -> Any:
-        future = asyncio.run_coroutine_threadsafe(_await(awaitable), self._loop)
-        try:
-            return future.result()
-        finally:
-            future.cancel()  # does something only if the wait was interrupted
-
-
-def _serve(runner: asyncio.Runner) -> None:
-    with runner:
-        runner.get_loop().run_forever()
-
-
-async def _await(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
 
 
 def _columns(answers: Sequence[Turn]) -> dict[str, list[Any]]:

@@ -7,23 +7,19 @@ encoded twice; use_activation=false asks for the logit, as `PreferenceModel` giv
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from ipaddress import ip_address
 from pathlib import Path
-from time import time
 from typing import Any, Self
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState, RetryError, retry_if_exception_type, stop_after_attempt
-from tenacity.wait import wait_random_exponential
 from transformers import PreTrainedTokenizerBase
 
+from sparring.http import Passing, address, described, each, headers, is_loopback, refusal, retried, retry_after
 from sparring.rewards.base import RewardError
 from sparring.rewards.preference import Conversation, Ids, Reader, bound
 
+SETTING = "game.reward.url"
 API_KEY = "SPARRING_REWARD_API_KEY"
 """The environment variable with the server's key, where it wants one."""
 
@@ -36,14 +32,6 @@ LONGEST_WAIT = 60.0
 
 class RewardServerError(RewardError):
     """The reward's server can't be reached, serves something else, or answers with no scores."""
-
-
-class _Passing(Exception):  # noqa: N818 - never leaves this file
-    """What may be gone at the next attempt; wait is what the server asked for, in seconds."""
-
-    def __init__(self, message: str, wait: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait = wait
 
 
 class ServedPreference:
@@ -86,16 +74,16 @@ class ServedPreference:
         backoff: float = 0.5,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        self._url = _address(url)
+        self._url = address(url, SETTING, API_KEY)
         self._pad_token_id = pad_token_id
-        self._timeout, self._attempts, self._concurrency = timeout, retries + 1, concurrency
-        self._pause = wait_random_exponential(multiplier=backoff, max=LONGEST_WAIT)
+        self._timeout, self._attempts, self._backoff = timeout, retries + 1, backoff
+        self._concurrency = concurrency
         # The environment's proxies are for other hosts; a loopback address is this one.
         settings: dict[str, Any] = {
             "base_url": self._url,
-            "headers": _headers(),
+            "headers": headers(API_KEY),
             "timeout": timeout,
-            "trust_env": not _is_loopback(self._url.host),
+            "trust_env": not is_loopback(self._url.host),
         }
         with httpx.Client(**settings) as client:
             self._model, served_tokens = self._card(client, model)
@@ -123,20 +111,8 @@ class ServedPreference:
             RewardServerError: the server refused, answered with no scores, or failed at every attempt.
         """
         rows = self._reader.rows(conversations)
-        free = asyncio.Semaphore(self._concurrency)
-
-        async def scored(piece: Sequence[Ids]) -> list[float]:
-            async with free:
-                return await self._tried(piece)
-
         pieces = [rows.ids[start : start + ROWS] for start in range(0, len(rows.ids), ROWS)]
-        tasks = [asyncio.ensure_future(scored(piece)) for piece in pieces]
-        try:
-            scores = await asyncio.gather(*tasks)
-        finally:  # where one has failed, the others are not left behind
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        scores = await each(pieces, self._tried, at_once=self._concurrency)
         return rows.spread([score for piece in scores for score in piece])
 
     def drain(self) -> dict[str, float]:
@@ -148,19 +124,12 @@ class ServedPreference:
         await self._client.aclose()
 
     async def _tried(self, rows: Sequence[Ids]) -> list[float]:
-        attempts = AsyncRetrying(
-            stop=stop_after_attempt(self._attempts), wait=self._wait, retry=retry_if_exception_type(_Passing)
-        )
         try:
-            return await attempts(self._scores, rows)
-        except RetryError as error:
-            last = error.last_attempt.exception()
-            raise self._error(f"{last}; {self._attempts} attempts were made") from last
-
-    def _wait(self, state: RetryCallState) -> float:
-        failure = state.outcome.exception() if state.outcome else None
-        asked = failure.wait if isinstance(failure, _Passing) else 0.0
-        return min(LONGEST_WAIT, max(asked, self._pause(state)))
+            return await retried(
+                lambda: self._scores(rows), attempts=self._attempts, backoff=self._backoff, longest=LONGEST_WAIT
+            )
+        except Passing as error:
+            raise self._error(f"{error}; {self._attempts} attempts were made") from error
 
     async def _scores(self, rows: Sequence[Ids]) -> list[float]:
         request = {"model": self._model, "input": [self._trimmed(row) for row in rows], "use_activation": False}
@@ -168,18 +137,18 @@ class ServedPreference:
             async with asyncio.timeout(self._timeout):  # httpx's own bounds each read, not the whole
                 response = await self._client.post("classify", json=request)
         except (TimeoutError, httpx.TimeoutException) as error:
-            raise _Passing(f"no answer within {self._timeout:g} s") from error
+            raise Passing(f"no answer within {self._timeout:g} s") from error
         except httpx.TransportError as error:
-            raise _Passing(f"no connection ({_described(error)})") from error
+            raise Passing(f"no connection ({described(error)})") from error
         return self._read(response, len(rows))
 
     def _read(self, response: httpx.Response, count: int) -> list[float]:
         status = response.status_code
         if status == HTTPStatus.TOO_MANY_REQUESTS or status >= 500:
-            raise _Passing(_refusal(response), _retry_after(response))
+            raise Passing(refusal(response, API_KEY), retry_after(response))
         if not response.is_success:
             hint = " (does it run with --runner pooling?)" if status == HTTPStatus.NOT_FOUND else ""
-            raise self._error(_refusal(response) + hint)
+            raise self._error(refusal(response, API_KEY) + hint)
         try:
             data = sorted(response.json()["data"], key=lambda item: item["index"])
             indices, labels = [item["index"] for item in data], [item["probs"] for item in data]
@@ -201,9 +170,9 @@ class ServedPreference:
         try:
             response = client.get("v1/models")
         except httpx.HTTPError as error:
-            raise self._error(f"no connection ({_described(error)})") from error
+            raise self._error(f"no connection ({described(error)})") from error
         if not response.is_success:
-            raise self._error(_refusal(response))
+            raise self._error(refusal(response, API_KEY))
         try:
             cards = {str(card["id"]): dict(card) for card in response.json()["data"]}
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -217,59 +186,11 @@ class ServedPreference:
 
     def _error(self, what: str) -> RewardServerError:
         return RewardServerError(
-            f"the reward model's server at {self._url}: {what}; check game.reward.url and the server's log"
+            f"the reward model's server at {self._url}: {what}; check {SETTING} and the server's log"
         )
-
-
-def _address(url: str) -> httpx.URL:
-    try:
-        address = httpx.URL(url.rstrip("/").removesuffix("/v1"))
-    except httpx.InvalidURL as error:
-        raise ValueError(f"game.reward.url is no address ({error}); it reads http://host:port") from error
-    if address.userinfo:
-        raise ValueError(f"game.reward.url names a user; put the server's key into the environment as {API_KEY}")
-    if address.scheme not in {"http", "https"} or not address.host:
-        raise ValueError(f"game.reward.url reads http://host:port, not {url!r}")
-    return address
-
-
-def _headers() -> dict[str, str]:
-    key = os.environ.get(API_KEY, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ValueError(f"{API_KEY} holds characters that no key has")
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified  # 0.0.0.0 is what vLLM's log calls itself
 
 
 def _is_from(card: dict[str, Any], model: str) -> bool:
     """Whether a served model comes from this folder or hub id, by the last part of both paths."""
     source, asked = (path.rstrip("/").rpartition("/")[2] for path in (str(card.get("root") or card["id"]), model))
     return source == asked
-
-
-def _refusal(response: httpx.Response) -> str:
-    told = f": {response.text[:300]}" if response.text else ""
-    hint = f" (its key is read from {API_KEY})" if response.status_code in {401, 403} else ""
-    return f"status {response.status_code}{hint}{told}"
-
-
-def _retry_after(response: httpx.Response) -> float:
-    """Seconds that the server asks to wait, by Retry-After as a number or a date; 0 where it says nothing readable."""
-    told = response.headers.get("Retry-After", "")
-    for read in (float, lambda date: parsedate_to_datetime(date).timestamp() - time()):
-        try:
-            return max(0.0, read(told))
-        except (ValueError, OverflowError):
-            continue
-    return 0.0
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

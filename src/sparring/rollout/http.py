@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Awaitable, Callable, Coroutine
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from ipaddress import ip_address
-from threading import Thread
-from time import monotonic, sleep, time
+from time import monotonic, sleep
 from typing import Any, TypeVar
-from weakref import finalize
 
 import httpx
 
+from sparring.http import Loop, address, described, headers, is_loopback, refusal
 from sparring.rollout.base import EngineError, serve_command, shell_command
 
 T = TypeVar("T")
@@ -26,29 +22,6 @@ API_KEY = "SPARRING_ROLLOUT_API_KEY"
 
 class Lost(Exception):  # noqa: N818 - what is lost is the connection; an EngineError follows where it doesn't come back
     """The connection broke, or the server failed: it may be on its way up again."""
-
-
-class Loop:
-    """An event loop that runs in a thread of its own until this object goes.
-
-    What its clients keep stays bound to a loop that runs, and a caller whose own loop is running already, as in a
-    notebook, is no special case.
-    """
-
-    def __init__(self, name: str) -> None:
-        # A loop factory, or Runner would make its loop the calling thread's current one.
-        runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-        self._loop = runner.get_loop()
-        Thread(target=_serve, args=(runner,), name=name, daemon=True).start()
-        finalize(self, self._loop.call_soon_threadsafe, self._loop.stop).atexit = False
-
-    def wait_for(self, awaitable: Awaitable[T]) -> T:
-        """The result, or the exception; an interrupted wait cancels the work."""
-        future = asyncio.run_coroutine_threadsafe(_await(awaitable), self._loop)
-        try:
-            return future.result()
-        finally:
-            future.cancel()  # does something only if the wait was interrupted
 
 
 class Api:
@@ -181,69 +154,7 @@ class Api:
             raise Lost(f"no connection ({described(error)})") from error
 
 
-def address(url: str, setting: str, key: str) -> httpx.URL:
-    """The server's root. Raises ValueError, naming the setting and the key's variable."""
-    try:
-        root = httpx.URL(url.rstrip("/").removesuffix("/v1"))
-    except httpx.InvalidURL as error:
-        raise ValueError(f"{setting} is no address ({error}); it reads http://host:port") from error
-    if root.userinfo:
-        raise ValueError(f"{setting} names a user; put the server's key into the environment as {key}")
-    if root.scheme not in {"http", "https"} or not root.host:
-        raise ValueError(f"{setting} reads http://host:port, not {url!r}")
-    return root
-
-
-def headers(variable: str) -> dict[str, str]:
-    """The authorisation of the key in an environment variable; none where that is empty."""
-    key = os.environ.get(variable, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ValueError(f"{variable} holds characters that no key has")
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, so that the environment's proxies are not for it."""
-    try:
-        ip = ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return ip.is_loopback or ip.is_unspecified  # 0.0.0.0 is what vLLM's log calls itself
-
-
 def is_missing(response: httpx.Response) -> bool:
     """Whether the path itself is unknown there, or switched off; vLLM's own errors look otherwise."""
     switched_off = response.status_code == HTTPStatus.FORBIDDEN and "enable-scale-out" in response.text
     return switched_off or (response.status_code == HTTPStatus.NOT_FOUND and '"error"' not in response.text)
-
-
-def refusal(response: httpx.Response, key: str) -> str:
-    """The status and the begin of what was said."""
-    told = f": {response.text[:300]}" if response.text else ""
-    hint = f" (its key is read from {key})" if response.status_code in {401, 403} else ""
-    return f"status {response.status_code}{hint}{told}"
-
-
-def retry_after(response: httpx.Response) -> float:
-    """Seconds that the server asks to wait, by Retry-After as a number or a date; 0 where it says nothing readable."""
-    told = response.headers.get("Retry-After", "")
-    for read in (float, lambda date: parsedate_to_datetime(date).timestamp() - time()):
-        try:
-            return max(0.0, read(told))
-        except (ValueError, OverflowError):
-            continue
-    return 0.0
-
-
-def described(error: Exception) -> str:
-    """An exception in words, also where it has none of its own."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _serve(runner: asyncio.Runner) -> None:
-    with runner:
-        runner.get_loop().run_forever()
-
-
-async def _await(awaitable: Awaitable[T]) -> T:
-    return await awaitable

@@ -18,10 +18,11 @@ from uuid import uuid4
 
 import httpx
 
+from sparring.http import refusal, retry_after
 from sparring.lm.base import Completion, SamplingParams
 from sparring.lm.hub import is_adapter
 from sparring.rollout.base import EngineInfo, check_request, read_completion, request_fields
-from sparring.rollout.http import API_KEY, Api, Lost, is_missing, refusal, retry_after
+from sparring.rollout.http import API_KEY, Api, Lost, is_missing
 from sparring.rollout.identity import read_card, read_served
 from sparring.rollout.weights import AdapterReload, FolderReload, WeightPath
 

@@ -1,0 +1,100 @@
+"""`evaluation.json`: one form for every kind of evaluation. docs/evaluation.md describes it.
+
+    {"schema": 1, "kind": "win-rate", "name": "alpaca_eval", "metric": "win_rate", "model": "runs/lsp", "base": "...",
+     "overall": {"n": 805, "win_rate": 0.61, "ci95": [0.58, 0.64], ...}, "subsets": {"koala": {...}, ...},
+     "settings": {...}}
+
+Fractions are in [0, 1]. `overall` and each subset hold n, the figure that `metric` names, and its interval `ci95`;
+what else they hold depends on the kind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparring.evaluation.comparison import SCHEMA
+
+KINDS = ("held-out", "win-rate", "alpaca-eval", "accuracy", "lm-eval")
+FOLDER = "evaluations"
+"""Where a run keeps the evaluations beside its domain's own held-out test."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number with its interval, both fractions in [0, 1]; n: items."""
+
+    n: int
+    value: float
+    ci95: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Document:
+    """What every kind has in common. `metric` is win_rate (against `base`) or accuracy."""
+
+    kind: str
+    name: str
+    metric: str
+    model: str
+    base: str | None
+    overall: Figure
+    subsets: Mapping[str, Figure]
+
+
+def document(
+    kind: str,
+    name: str,
+    metric: str,
+    *,
+    model: str,
+    base: str | None,
+    body: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of a file; body has `overall`, `subsets` and what a kind adds."""
+    assert kind in KINDS
+    head = {"schema": SCHEMA, "kind": kind, "name": name, "metric": metric, "model": model, "base": base}
+    return {**head, **{key: value for key, value in body.items() if key != "schema"}, "settings": dict(settings)}
+
+
+def read_document(path: Path) -> Document:
+    """A file's common part.
+
+    Raises:
+        ValueError: it can't be read, or is no evaluation of this schema; the message names the file and the field.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: can't be read as an evaluation ({error})") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: is no evaluation of schema {SCHEMA}")
+    metric = str(content.get("metric", "win_rate"))
+    subsets = content.get("subsets", {})
+    if not isinstance(subsets, dict):
+        raise ValueError(f"{path}: subsets must be an object")  # noqa: TRY004 - a file
+    return Document(
+        str(content.get("kind", "held-out")),
+        str(content.get("name", "held-out")),
+        metric,
+        str(content.get("model", path.parent.name)),
+        None if content.get("base") is None else str(content["base"]),
+        _figure(content.get("overall"), metric, f"{path}: overall"),
+        {name: _figure(entry, metric, f"{path}: subsets.{name}") for name, entry in subsets.items()},
+    )
+
+
+def _figure(entry: Any, metric: str, where: str) -> Figure:
+    try:
+        interval = entry["ci95"]
+        return Figure(
+            int(entry["n"]),
+            float(entry[metric]),
+            None if interval is None else (float(interval[0]), float(interval[1])),
+        )
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}: needs n, {metric} and ci95 ({type(error).__name__}: {error})") from error

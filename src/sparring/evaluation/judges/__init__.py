@@ -1,0 +1,1 @@
+"""Judges: who says which of two answers to one instruction is the better one."""
