@@ -97,7 +97,7 @@ def test_length_controlled_published_and_refitted(folder: Path) -> None:
     assert found["length_controlled_winrate"] == 50
     assert found["length_control"]["refitted"] is False
     assert found["subsets"] == {}
-    assert json.loads(call(*files, *tables, "--model", "big").stdout)["length_controlled_winrate"] > 99
+    assert json.loads(call(*files, *tables, "--row", "big").stdout)["length_controlled_winrate"] > 99
     for more in ((), tables[:2]):
         found = json.loads(call(*files, "--refit-length", *more).stdout)
         assert found["length_control"]["refitted"] is True
@@ -121,11 +121,11 @@ def test_the_table(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "Missing option '--annotations'"),
+        ((), "give either a RUN_OR_MODEL to judge, or --annotations"),
         (("--annotations", "a", "--weights", "w"), "--weights needs --difficulty"),
         (("--annotations", "a", "--weights", "w", "--difficulty", "d", "--refit-length"), "does without --weights"),
         (("--annotations", "a", "--difficulty", "d"), "--difficulty needs --weights"),
-        (("--annotations", "a", "--model", "m"), "--model names a row of --weights"),
+        (("--annotations", "a", "--row", "m"), "--row names a row of --weights"),
     ],
 )
 def test_options_that_do_not_fit(words: tuple[str, ...], message: str) -> None:
@@ -146,5 +146,5 @@ def test_damaged_files(folder: Path) -> None:
     wrong = ("--annotations", verdicts, "--difficulty", folder / "weights.csv", "--weights", folder / "difficulty.csv")
     assert "must be an index from 0, not 'tiny'" in refused(1, *wrong)
     nobody = ("--annotations", verdicts, "--difficulty", folder / "difficulty.csv", "--weights", folder / "weights.csv")
-    assert "has no row 'nobody'" in refused(1, *nobody, "--model", "nobody")
+    assert "has no row 'nobody'" in refused(1, *nobody, "--row", "nobody")
     assert "there is no file" in refused(1, "--annotations", verdicts, "--instructions", folder / "gone.json")

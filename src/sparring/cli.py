@@ -17,6 +17,7 @@ import click
 
 import sparring
 from sparring.cli_engines import plan, serve_command
+from sparring.cli_eval import compare, evaluate, print_comparison
 from sparring.cli_settings import OVERRIDES, configuration, described, run_options
 from sparring.console import (
     Commands,
@@ -108,49 +109,8 @@ def train(*, out: Path | None, resume: Path | None, dry_run: bool, **options: An
     _play_new(config, out or _new_folder(config.recipe))
 
 
-main.add_command(plan)
-main.add_command(serve_command)
-
-
-@main.command("eval", short_help="Compare a model with its base.")
-@click.argument("run_or_model", metavar="RUN_OR_MODEL")
-@click.option("--base", metavar="MODEL", help="Compare with this model.  [default: what the run started from]")
-@click.option("--n", type=click.IntRange(min=1), help="Held-out questions a split.  [default: the run's]")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of the test set.  [default: the run's]")
-@click.option("--json", "file", type=click.Path(path_type=Path), help="Write here, not to the run's evaluation.json.")
-@debug_option
-def evaluate(run_or_model: str, base: str | None, n: int | None, seed: int | None, file: Path | None) -> None:
-    """Compare a run's model, or any model, with its base on held-out questions.
-
-    A run's evaluation.json is written anew, unless --base, --n or --seed make it another comparison.
-    """
-    from sparring.config import read_yaml, validated
-    from sparring.recipes import recipe
-
-    another = base is not None or n is not None or seed is not None
-    path = Path(run_or_model)
-    if path.name == "model" and (path.parent / "config.yaml").is_file():
-        path = path.parent
-    run = path if (path / "config.yaml").is_file() else None
-    config = validated(read_yaml(run / "config.yaml")) if run else recipe("lsp")
-    base = base or (config.model.path if run else None)
-    if base is None:
-        raise click.UsageError(f"{run_or_model} is no run, so its base is not known: give --base MODEL")
-    if file is None and run is not None and not another:
-        file = run / "evaluation.json"
-    console, display = _display(f"evaluating {run_or_model}", path)
-    with display:
-        display.said(f"evaluating {run_or_model} and {base}")
-        quiet_libraries(display)
-        from sparring.run import evaluate as compare_models
-        from sparring.runfolder import write_json_atomic
-
-        evaluation, record = compare_models(config, str(path), base, n=n, seed=seed)
-    if file is not None:
-        write_json_atomic(file, record)
-    _print_table(console, evaluation)
-    if file is not None:
-        click.echo(f"Written to {shown(file)}")
+for _command in (evaluate, compare, plan, serve_command):
+    main.add_command(_command)
 
 
 @main.command(short_help="Write a run's report.")
@@ -256,7 +216,7 @@ def _play(play: Play, run: Path, title: str, closing: str | None) -> None:
         quiet_libraries(display)
         evaluation = play(display)
     if evaluation is not None:
-        _print_table(console, evaluation)
+        print_comparison(console, evaluation)
         if closing:
             console.print(closing)
     else:
@@ -295,10 +255,3 @@ def _domain(run: Path) -> str:
     from sparring.config import read_yaml, validated
 
     return validated(read_yaml(run / "config.yaml")).game.domain
-
-
-def _print_table(console: Console, evaluation: Evaluation) -> None:
-    from sparring.evaluation.comparison import table
-
-    console.print()
-    console.print(table(evaluation))

@@ -1,4 +1,4 @@
-"""`sparring eval alpaca-eval`: AlpacaEval's figures from stored verdicts.
+"""`sparring eval alpaca-eval`: AlpacaEval's figures, of a model before a judge or of stored verdicts.
 
 Nothing heavy is imported at the top: `sparring --help` imports this module.
 """
@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparring.console import debug_option
+from sparring.cli_evaluated import kept, quiet_screen, subject
+from sparring.cli_judges import judge_options, open_judge
+from sparring.cli_settings import OVERRIDES
+from sparring.console import debug_option, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
+    from sparring.evaluation.alpaca_eval.data import Instruction
     from sparring.evaluation.alpaca_eval.figures import Figures
     from sparring.evaluation.alpaca_eval.length import LengthControlled
     from sparring.evaluation.alpaca_eval.verdicts import Verdicts
@@ -24,26 +30,47 @@ if TYPE_CHECKING:
 _FILE = click.Path(path_type=Path)
 
 
-@click.command("alpaca-eval", short_help="AlpacaEval's figures of stored verdicts.")
-@click.option("--annotations", type=_FILE, required=True, help="Verdicts: annotations.json, or a compact .jsonl file.")
-@click.option("--instructions", type=_FILE, help="The instructions, for figures by subset.")
+@click.command("alpaca-eval", short_help="AlpacaEval, by a judge or from stored verdicts.")
+@click.argument("model", required=False, metavar="[RUN_OR_MODEL]")
+@OVERRIDES
+@click.option("--annotations", type=_FILE, help="Stored verdicts instead: annotations.json, or a compact .jsonl file.")
+@click.option("--instructions", type=_FILE, help="A file of the instructions.  [default: the 805 from the hub]")
+@click.option(
+    "--base", metavar="MODEL", help="Against this run's, model's or file's answers.  [default: the run's start]"
+)
+@click.option("--baseline", metavar="GENERATOR", help="Against these published answers (gpt4_1106_preview) instead.")
+@click.option("--n", type=click.IntRange(min=1), help="Only the first N instructions.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.01, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the answers' draws.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=2048, show_default=True)
+@click.option("--out", type=_FILE, help="Folder for answers and results.  [default: the run's, or ./evaluations]")
+@judge_options(required=False)
 @click.option("--difficulty", type=_FILE, help="CSV of the instructions' difficulties.")
 @click.option("--weights", type=_FILE, help="CSV of published length-control weights; needs --difficulty.")
-@click.option("--model", help="Row of --weights.  [default: the verdicts' generator_2, else their file's name]")
+@click.option("--row", help="Row of --weights.  [default: the verdicts' generator_2, else their file's name]")
 @click.option("--refit-length", is_flag=True, help="Fit the length control to these verdicts (with any --difficulty).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
 def alpaca_eval(
     *,
-    annotations: Path,
-    instructions: Path | None,
+    model: str | None,
+    annotations: Path | None,
     difficulty: Path | None,
     weights: Path | None,
-    model: str | None,
+    row: str | None,
     refit_length: bool,
     as_json: bool,
+    **running: Any,
 ) -> None:
-    """AlpacaEval's figures of stored verdicts, in percent, as its leaderboard has them.
+    """AlpacaEval's figures, in percent, as its leaderboard has them.
+
+    Of a MODEL (a run, a model, or its answers in a model_outputs.json) before a judge, each pair shown once, in the
+    order that AlpacaEval draws; answers, verdicts and the result are kept in OUT. Or of stored verdicts.
+
+    \b
+    sparring eval alpaca-eval runs/lsp --judge gpt-4o                              # against the run's own start
+    sparring eval alpaca-eval runs/lsp --judge gpt-4o --baseline gpt4_1106_preview
+    sparring eval alpaca-eval --annotations annotations.json --json
 
     The length-controlled win rate comes from published weights (--difficulty and --weights: verdicts against GPT-4's
     baseline), or is fitted to the verdicts at hand (--refit-length); a refitted one is not comparable with published
@@ -53,17 +80,24 @@ def alpaca_eval(
         raise click.UsageError("--weights needs --difficulty, and --refit-length does without --weights")
     if difficulty is not None and weights is None and not refit_length:
         raise click.UsageError("--difficulty needs --weights (published) or --refit-length")
-    if model is not None and weights is None:
-        raise click.UsageError("--model names a row of --weights, which is not given")
-    from sparring.evaluation.alpaca_eval.data import load_instructions
+    if row is not None and weights is None:
+        raise click.UsageError("--row names a row of --weights, which is not given")
+    if (model is None) == (annotations is None):
+        raise click.UsageError("give either a RUN_OR_MODEL to judge, or --annotations with stored verdicts")
     from sparring.evaluation.alpaca_eval.figures import figures, figures_by_subset
-    from sparring.evaluation.alpaca_eval.verdicts import read_verdicts
 
-    verdicts = read_verdicts(annotations, None if instructions is None else load_instructions(instructions))
+    if annotations is not None:
+        verdicts, name, folder = _stored(annotations, running["instructions"]), "", None
+    else:
+        assert model is not None
+        verdicts, name, folder = _judged(model, as_json=as_json, **running)
     overall, subsets = figures(verdicts.preferences), figures_by_subset(verdicts)
-    length = _length(verdicts, difficulty, weights, model) if weights or refit_length else None
+    length = _length(verdicts, difficulty, weights, row) if weights or refit_length else None
+    record = _record(verdicts, overall, subsets, length)
+    if folder is not None:
+        _write(folder, name, verdicts, record, running)
     if as_json:
-        click.echo(json.dumps(_record(verdicts, overall, subsets, length), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
         return
     from sparring.display import make_console
 
@@ -74,6 +108,86 @@ def alpaca_eval(
         screen.print(f"Length-controlled win rate: {length.win_rate:.2f} % ({kind})")
     if overall.unparsed:
         screen.print(f"{overall.unparsed} unparsed verdicts are left out.")
+    if folder is not None:
+        click.echo(f"Written to {shown(folder / f'{name}.json')}; annotations.json is beside it")
+
+
+def _stored(annotations: Path, instructions: Path | None) -> Verdicts:
+    from sparring.evaluation.alpaca_eval.data import load_instructions
+    from sparring.evaluation.alpaca_eval.verdicts import read_verdicts
+
+    return read_verdicts(annotations, None if instructions is None else load_instructions(instructions))
+
+
+def _judged(
+    model: str,
+    *,
+    overrides: tuple[str, ...],
+    instructions: Path | None,
+    base: str | None,
+    baseline: str | None,
+    n: int | None,
+    temperature: float,
+    seed: int,
+    max_new_tokens: int,
+    out: Path | None,
+    as_json: bool,
+    **judging: Any,
+) -> tuple[Verdicts, str, Path]:
+    """A model's verdicts, what the evaluation is called, and the folder where it is kept."""
+    if judging["judge"] is None:
+        raise click.UsageError("--judge TARGET says who judges (gpt-4o, local:MODEL, reward:MODEL ...)")
+    if base is not None and baseline is not None:
+        raise click.UsageError("--base and --baseline are two answers to one question: give one of them")
+    asked = subject(model, overrides)
+    against = baseline or base or asked.base
+    if against is None:
+        raise click.UsageError(f"{model} is no run, so its base is not known: give --base or --baseline")
+    folder, name = asked.folder(out), "alpaca_eval" if baseline is None else f"alpaca_eval-{baseline}"
+    with quiet_screen(name, quietly=as_json) as (_, say):
+        from sparring.evaluation.alpaca_eval.data import HUB_ID, load_instructions, write_annotations
+        from sparring.evaluation.answers import questions_of
+        from sparring.evaluation.judged import one_order
+
+        items = load_instructions(instructions or HUB_ID)[:n]
+        questions = questions_of(items)
+        judge = open_judge(asked.config, folder, **judging)
+        try:
+            given = {"temperature": temperature, "tokens": max_new_tokens, "seed": seed}
+            mine = kept(model, asked.config, questions, folder, say, **given)
+            if baseline is None:
+                other = kept(against, asked.config, questions, folder, say, **given)
+            else:
+                other = _published(items, baseline)
+            verdicts, rows = one_order(items, mine, other, judge, say, model=model, baseline=against)
+        finally:
+            judge.close()
+        write_annotations(folder / f"{name}-annotations.json", rows)
+    return verdicts, name, folder
+
+
+def _published(instructions: Sequence[Instruction], baseline: str) -> list[str]:
+    """A baseline's own answers, which come with the instructions."""
+    missing = [item for item in instructions if baseline not in item.references]
+    if missing:
+        known = ", ".join(sorted({name for item in instructions for name in item.references})) or "none"
+        raise ValueError(f"--baseline: {len(missing)} instructions have no answer of {baseline!r}; they have: {known}")
+    return [item.references[baseline] for item in instructions]
+
+
+def _write(folder: Path, name: str, verdicts: Verdicts, record: dict[str, Any], running: dict[str, Any]) -> None:
+    """The evaluation in the one form that all have; AlpacaEval's own figures are in it as they are."""
+    from sparring.evaluation.alpaca_eval.figures import intervals
+    from sparring.evaluation.document import document
+    from sparring.runfolder import write_json_atomic
+
+    overall, subsets = intervals(verdicts)
+    settings = {key: None if value is None else str(value) for key, value in running.items() if key != "overrides"}
+    body = {"overall": overall, "subsets": subsets, "alpaca_eval": record}
+    made = document(
+        "alpaca-eval", name, "win_rate", model=verdicts.model, base=verdicts.baseline, body=body, settings=settings
+    )
+    write_json_atomic(folder / f"{name}.json", made)
 
 
 def figures_table(name: str, overall: Figures, subsets: dict[str, Figures]) -> Table:
@@ -105,16 +219,16 @@ def figures_table(name: str, overall: Figures, subsets: dict[str, Figures]) -> T
     return result
 
 
-def _length(verdicts: Verdicts, difficulty: Path | None, weights: Path | None, model: str | None) -> LengthControlled:
+def _length(verdicts: Verdicts, difficulty: Path | None, weights: Path | None, row: str | None) -> LengthControlled:
     from sparring.evaluation.alpaca_eval.length import published, read_difficulty, read_weights, refit
 
     difficulties = None if difficulty is None else read_difficulty(difficulty)
     if weights is None:
         return refit(verdicts, difficulties)
     assert difficulties is not None
-    table, name = read_weights(weights), model or verdicts.model
+    table, name = read_weights(weights), row or verdicts.model
     if name not in table:
-        raise ValueError(f"{weights} has no row {name!r}: name one of its rows with --model, or use --refit-length")
+        raise ValueError(f"{weights} has no row {name!r}: name one of its rows with --row, or use --refit-length")
     return published(verdicts, difficulties, table[name])
 
 

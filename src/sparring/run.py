@@ -23,6 +23,7 @@ from sparring.card import write_model_card
 from sparring.checkpoint import latest_good
 from sparring.config import read_yaml, validated
 from sparring.evaluation.comparison import Evaluation
+from sparring.evaluation.document import document
 from sparring.evaluation.heldout import HeldOut
 from sparring.games.base import Game
 from sparring.games.dataset import Dataset
@@ -100,7 +101,7 @@ def evaluate(
         models = build_models(_solver_only(config, path), trainable=False)
         scores.append(test.scores(build_sampler(models, config).at(0)))
     evaluation = test.compare(scores[1], scores[0])
-    return evaluation, {**_record(evaluation, config, base, seed), "model": model}
+    return evaluation, _record(evaluation, config, model, base, seed)
 
 
 def read_config(folder: RunFolder) -> RunConfig:
@@ -280,18 +281,16 @@ def final_evaluation(
         start = build_models(_solver_only(config, config.model.path), trainable=False, ranks=models.ranks)
         base_scores = test.scores(build_sampler(start, config).at(0))
     evaluation = test.compare(test.scores(sampler.at(0)), base_scores)
-    record = _record(evaluation, config, config.model.path, config.evaluation.seed)
+    record = _record(evaluation, config, folder.path.name, config.model.path, config.evaluation.seed)
     models.ranks.first("writing the evaluation", lambda: write_json_atomic(folder.evaluation, record))
     return evaluation
 
 
-def _record(evaluation: Evaluation, config: RunConfig, base: str, seed: int) -> dict[str, Any]:
-    return {
-        **evaluation.to_json(),
-        "base": base,
-        "seed": seed,
-        "temperature": config.evaluation.temperature,
-    }
+def _record(evaluation: Evaluation, config: RunConfig, model: str, base: str, seed: int) -> dict[str, Any]:
+    settings = {"seed": seed, "temperature": config.evaluation.temperature}
+    name = config.game.domain
+    body = evaluation.to_json()
+    return document("held-out", name, "win_rate", model=model, base=base, body=body, settings=settings)
 
 
 def _solver_only(config: RunConfig, path: str) -> RunConfig:

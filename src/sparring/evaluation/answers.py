@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from sparring.build import game_domain, solver_role
 from sparring.data import PromptSet
@@ -27,11 +28,16 @@ Said = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked. `text` names it for judges; `messages` is the chat where it has more than one turn."""
+    """What a model is asked.
+
+    `text` is how judges see it; `messages` the chat where it was given as one; `columns` what else its row holds, for
+    verifiers.
+    """
 
     text: str
     subset: str | None = None
     messages: tuple[Message, ...] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def questions_of(instructions: Sequence[Instruction]) -> list[Question]:
@@ -51,7 +57,7 @@ def questions_from(prompts: PromptSet, subset: str | None) -> list[Question]:
             known = ", ".join(row.columns) or "none"
             raise ValueError(f"--subset: {prompts.name}, row {number} has no column {subset!r} (it has: {known})")
         name = None if subset is None else str(row.columns[subset]).replace("/", "-").strip() or "-"
-        found.append(Question(row.query, name, row.messages))
+        found.append(Question(row.query, name, row.messages, row.columns))
     distinct = {(q.text, json.dumps(q.messages)): q for q in found}
     if len(distinct) < len(found):
         raise ValueError(f"{prompts.name}: {len(found) - len(distinct)} prompts are there twice; leave the copies out")

@@ -36,8 +36,8 @@ def both_orders(
         pair
         for number, (question, mine, base) in enumerate(triples, 1)
         for pair in (
-            Pair(question.text, mine, base, f"{number}, model first"),
-            Pair(question.text, base, mine, f"{number}, base first"),
+            Pair(question.text, mine, base, f"{number}, model first", question.columns),
+            Pair(question.text, base, mine, f"{number}, base first", question.columns),
         )
     ]
     verdicts = _asked(pairs, judge, say)
@@ -64,12 +64,13 @@ def both_orders(
 
 def one_order(
     instructions: Sequence[Instruction],
-    model: str,
     answers: Sequence[str],
-    baseline: str,
     baseline_answers: Sequence[str],
     judge: Judge,
     say: Said,
+    *,
+    model: str,
+    baseline: str,
 ) -> tuple[Verdicts, list[Annotation]]:
     """AlpacaEval's way: each pair judged once, in the order that its tools draw. Verdicts, and annotations.json's rows.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from sparring.http import Loop
 from sparring.rewards.imports import load_object
-from sparring.types import Message, Turn
+from sparring.types import Message, Prompt, Turn
 
 RewardFunction = Callable[..., "Sequence[float | None] | Awaitable[Sequence[float | None]]"]
 
@@ -26,7 +26,7 @@ RewardFunction = Callable[..., "Sequence[float | None] | Awaitable[Sequence[floa
 LARGEST = 1e30
 """Beyond this advantages leave float32, and nothing downstream could name the reward any more."""
 
-RESERVED = {"queries", "answers", "prompts", "completions", "conversations", "conversational", "query_text"}
+RESERVED = {"queries", "answers", "prompts", "completions", "conversations", "conversational", "query_text", "siblings"}
 """Names that are never passed as columns."""
 
 TRLS_OWN = {"completion_ids", "trainer_state", "log_extra", "log_metric"}
@@ -129,6 +129,8 @@ class Reward:
         columns = self._wanted(_columns(answers))
         if "conversations" in self._named:
             columns["conversations"] = [_conversation(turn) for turn in answers]
+        if "siblings" in self._named:
+            columns["siblings"] = _siblings(answers)
         if not self._trl:
             return self._function(list(queries), [turn.text for turn in answers], **columns)
         given: dict[str, Any] = {
@@ -217,6 +219,12 @@ def load_reward(target: str) -> Reward:
 def _columns(answers: Sequence[Turn]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for turn in answers for name in turn.info if isinstance(name, str))
     return {name: [turn.info.get(name) for turn in answers] for name in names}
+
+
+def _siblings(answers: Sequence[Turn]) -> list[int]:
+    """The same number for answers to one prompt, by identity: two equal prompts are two."""
+    numbers: dict[Prompt, int] = {}
+    return [numbers.setdefault(turn.prompt, len(numbers)) for turn in answers]
 
 
 def _prompt(turn: Turn) -> str | list[Message]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparring.evaluation.alpaca_eval.verdicts import Verdicts
+from sparring.evaluation.statistics import paired_bootstrap_ci
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,18 @@ def figures_by_subset(verdicts: Verdicts) -> dict[str, Figures]:
         for name, part in sorted(parts.items())
         if any(preference is not None for preference in part)
     }
+
+
+def intervals(verdicts: Verdicts) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Win rates as fractions with 95 % bootstrap intervals over instructions: overall, and by subset where known."""
+    parts: dict[str, list[float]] = {}
+    for verdict in verdicts.each:
+        if verdict.preference is not None:
+            share = model_share(verdict.preference)
+            for name in ("", *([] if verdict.dataset is None else [verdict.dataset])):
+                parts.setdefault(name, []).append(share)
+    rows = {
+        name: {"n": len(shares), "win_rate": float(np.mean(shares)), "ci95": list(paired_bootstrap_ci(shares))}
+        for name, shares in parts.items()
+    }
+    return rows.pop(""), rows
