@@ -123,6 +123,14 @@ def test_an_update_that_does_not_land_stops_the_run(
         train(config, tmp_path / "run")
 
 
+def test_a_server_of_another_model_stops_the_run_before_its_first_step(adapters: RolloutServer, tmp_path: Path) -> None:
+    """Same shapes, same vocabulary, other weights; its tokenizer is never used, as ids go in and come out."""
+    other = Path(__file__).parent.parent / "benchmarks" / "arena-base-b"
+    config = small_run("lsp", *settings(adapters.up(), "lora", f"model.path={other}"))
+    with pytest.raises(PartedError, match=r"after update 0 .* it serves another model"):
+        train(config, tmp_path / "run")
+
+
 def test_overlap_is_one_update_stale_and_says_so(adapters: RolloutServer, tmp_path: Path) -> None:
     train(small_run("lsp", *settings(adapters.up(), "lora", "rollout.overlap=true")), tmp_path / "run")
     rows = RunFolder(tmp_path / "run").read_metrics()[1:]

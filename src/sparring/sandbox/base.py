@@ -51,10 +51,10 @@ class Limits:
     Args:
         seconds: of wall time, from the start of its interpreter.
         cpu_seconds: of CPU time, each process; rounded up to whole ones.
-        memory: bytes of address space each process, and of resident memory and files in /tmp all together.
-        processes: processes and threads at once, the interpreter's own included.
+        memory: bytes of address space each process, and of resident memory all together.
+        processes: processes and threads at once, the program's first included.
         output: bytes of standard output, and of standard error; whoever writes more is stopped.
-        file_size: bytes of one file.
+        file_size: bytes of one file, and of all in /tmp.
     """
 
     seconds: float = 20.0

@@ -33,22 +33,25 @@ class Untestable(BaseException):
 class Verdict:
     """Says once how the program ended, and ends everything."""
 
-    def __init__(self, nonce: str, child: int) -> None:
+    def __init__(self, nonce: str, child: int, processes: int) -> None:
         import _thread
 
-        self._nonce, self._child, self._first = nonce, child, _thread.allocate_lock()
+        self._nonce, self._child, self._processes = nonce, child, processes
+        self._first = _thread.allocate_lock()
         os.write(1, UP)  # without the nonce: the program can read its own standard output's pipe
 
     def __call__(self, ending: str, status: int | None = None) -> NoReturn:
         self._first.acquire()  # the first verdict counts; any other thread waits here for the end
-        everybody = -1 if os.getpid() == 1 else self._child
-        for kill, whom in ((os.kill, everybody), (os.killpg, self._child)):
-            try:
-                kill(whom, SIGKILL)
-            except OSError:
-                pass
-        flush()
         try:
+            everybody = -1 if os.getpid() == 1 else self._child
+            if ending == "failed" and everybody == -1 and _used(self._processes)[0] > self._processes:
+                ending, status = "processes", None  # the kernel's bound was met before the next look
+            for kill, whom in ((os.kill, everybody), (os.killpg, self._child)):
+                try:
+                    kill(whom, SIGKILL)
+                except OSError:
+                    pass
+            flush()
             os.write(1, f"\n{self._nonce} {ending} {status}\n".encode())
         finally:
             os._exit(0)
@@ -64,7 +67,7 @@ def judge(child: int, channel: Channel) -> NoReturn:
     _hide()
     # What the program answers must fit too; and should a test of it never end, nor let the other thread look:
     set_limits(task["limits"]["memory"], task["limits"]["seconds"])
-    verdict = Verdict(task["nonce"], child)
+    verdict = Verdict(task["nonce"], child, task["limits"]["processes"])
     _thread.start_new_thread(_watch, (task["limits"], verdict))
     try:
         channel.send({name: task[name] for name in ("source", "stdin", "entry_point", "how", "limits", "uid")})
