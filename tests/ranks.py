@@ -48,7 +48,7 @@ class Started:
         for process in self.processes:
             process.start()
 
-    def wait(self, seconds: float = 60) -> list[int]:
+    def wait(self, seconds: float = 180) -> list[int]:
         """Exit codes, when all have ended."""
         try:
             for process in self.processes:
@@ -59,7 +59,7 @@ class Started:
                 process.kill()
         return [process.exitcode for process in self.processes]
 
-    def results(self, seconds: float = 60) -> list[Any]:
+    def results(self, seconds: float = 180) -> list[Any]:
         """What the function returned, or the exception it ended with, by rank."""
         self.wait(seconds)
         return [self.result(rank) for rank in range(len(self.files))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,10 @@ import pytest
 
 from conftest import Recorder, small_run
 from ranks import Started, on_ranks
+from sparring.checkpoint import verify_checkpoint
 from sparring.run import resume, train
 from sparring.runfolder import RunFolder
+from test_checkpoint import small_disk
 
 SHARD = ("model.engine=generic", "learner.token_budget=150")
 LORA = ("model.tuning=lora", "model.lora.rank=4")
@@ -80,7 +83,7 @@ def test_a_frozen_rank_is_given_up(kind: tuple[str, ...], victim: int, tmp_path:
     out = tmp_path / "run"
     started = Started(2, tmp_path, run, out, kind)
     reached(out, 3)
-    os.kill(started.processes[victim].pid, signal.SIGSTOP)
+    psutil.Process(started.processes[victim].pid).suspend()
     other = started.processes[1 - victim]
     other.join(45)
     started.processes[victim].kill()
@@ -97,7 +100,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(asked: int, tmp_path
     out = tmp_path / "run"
     started = Started(2, tmp_path, run, out, SHARD)
     reached(out, 1)
-    os.kill(started.processes[asked].pid, signal.SIGTERM)
+    started.processes[asked].terminate()
     results = started.results()
     last = RunFolder(out).read_metrics()[-1]["step"]
     for error in results:
@@ -170,6 +173,41 @@ def test_a_part_that_cant_be_written_leaves_the_last_good_checkpoint(tmp_path: P
     assert "step-000002" in kept
     assert all(name.startswith("step-") for name in kept)
     goes_on(out, tmp_path)
+
+
+def filled(out: Path, kind: Sequence[str], free: int) -> None:
+    """After step 3 so many bytes are left on the run's disk."""
+
+    class Filling(Recorder):
+        def stepped(self, step: int, *_: Any, **__: Any) -> None:
+            if step == 3:
+                left = shutil.disk_usage(out).free - free
+                (out.parent / "filler").write_bytes(bytes(left))
+
+    train(small_run("lsp", *LONG, *kind), out, observer=Filling())
+
+
+# Full amid a part of the model, amid a part of the moments, before metrics; amid the moments of adapters.
+@pytest.mark.parametrize(
+    ("kind", "free"),
+    [
+        (SHARD, 1_000_000),
+        pytest.param(SHARD, 5_000_000, marks=pytest.mark.slow),
+        pytest.param(SHARD, 0, marks=pytest.mark.slow),
+        pytest.param(LORA, 200_000, marks=pytest.mark.slow),
+    ],
+)
+def test_a_full_disk_leaves_the_last_good_checkpoint(kind: tuple[str, ...], free: int, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64m"):
+        out = tmp_path / "disk" / "run"
+        for error in Started(2, tmp_path, filled, out, kind, free).results():
+            assert type(error).__name__ == ("CheckpointError" if free else "RunFolderError")
+            assert "No space left on device" in str(error)
+            assert "ree some space" in str(error)
+        assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000002"]
+        assert verify_checkpoint(out / "checkpoints" / "step-000002") == []
+        (tmp_path / "disk" / "filler").unlink()
+        goes_on(out, tmp_path)
 
 
 # --- torchrun ----------------------------------------------------------------------------------------

@@ -175,7 +175,10 @@ def _explain(final: Path, partial: Path, error: Exception) -> str:
         way_out = "make the folder writable or choose another"
     else:
         way_out = "put the cause right and resume"
-    written = sum(path.stat().st_size for path in _files(partial)) if partial.is_dir() else 0
+    try:
+        written = sum(path.stat().st_size for path in _files(partial))
+    except FileNotFoundError:  # another rank is removing it
+        written = 0
     newest = next((path.name for _, path in _saved(final.parent) if path != final), "none")
     return (
         f"checkpoint {final} was not saved: {type(error).__name__}: {error} "

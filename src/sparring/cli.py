@@ -104,7 +104,8 @@ def train(*, out: Path | None, resume: Path | None, dry_run: bool, **options: An
         return
     config = described(**options)
     if dry_run:
-        click.echo(config.to_yaml(), nl=False)
+        if speaks():
+            click.echo(config.to_yaml(), nl=False)
         return
     _play_new(config, out or _new_folder(config.recipe))
 
@@ -192,7 +193,8 @@ def _resume(run: Path, dry_run: bool) -> None:
     from sparring.config import read_yaml, validated
 
     if dry_run:
-        click.echo(validated(read_yaml(run / "config.yaml")).to_yaml(), nl=False)
+        if speaks():
+            click.echo(validated(read_yaml(run / "config.yaml")).to_yaml(), nl=False)
         return
 
     def play(display: Display | None) -> Evaluation | None:

@@ -12,10 +12,11 @@ import shlex
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sparring.display import Display
 
 DEBUG = "sparring.debug"
+HEAD_START = 2.0  # seconds: a launcher ends all ranks once one has ended, so the one that tells comes first
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}  # 128 + the signal's number, as shells have it
 
 
@@ -97,6 +99,8 @@ def _leave_with(ctx: click.Context, error: Exception) -> None:
 
 def _leave(ctx: click.Context, error: BaseException, message: str, code: int) -> None:
     if not speaks(error):
+        with suppress(Terminated, KeyboardInterrupt):
+            time.sleep(HEAD_START)
         ctx.exit(code)
     if ctx.find_root().meta.get(DEBUG):
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
