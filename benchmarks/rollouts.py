@@ -85,8 +85,8 @@ class Side:
 
 
 @contextmanager
-def serving(python: str, model: Path, *, lora_rank: int | None) -> Iterator[str]:
-    """A server: its engine on the first core, its front on the second."""
+def serving(python: str, model: Path, *, lora_rank: int | None) -> Iterator[tuple[str, psutil.Process]]:
+    """A server's address and process: its engine on the first core, its front on the second."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -103,7 +103,7 @@ def serving(python: str, model: Path, *, lora_rank: int | None) -> Iterator[str]
             _pin(front, 1)
             for child in front.children(recursive=True):
                 _pin(child, 0)
-            yield url
+            yield url, front
         finally:
             process.terminate()
             process.wait(60)
@@ -126,8 +126,18 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Any) -> None:
     raise RuntimeError(log.read().decode(errors="replace")[-3000:])
 
 
-def sampling(python: str, model: Path, url: str, prompts: Sequence[Sequence[int]], a: argparse.Namespace) -> list[Any]:
-    """Tokens a second of each side, the sides taking turns."""
+def sampling(
+    python: str,
+    model: Path,
+    served: tuple[str, psutil.Process],
+    prompts: Sequence[Sequence[int]],
+    a: argparse.Namespace,
+) -> list[Any]:
+    """Tokens a second of each side, the sides taking turns; and CPU time, which neighbours on the machine disturb less.
+
+    A server's CPU time is its engine's, and apart its front's with the client's: beside a GPU those have other cores.
+    """
+    url, front = served
     sides = {
         "bare vLLM": Side(python, "bare", str(model), 0),
         "Sparring, vLLM in process": Side(python, "process", str(model), 0),
@@ -135,19 +145,39 @@ def sampling(python: str, model: Path, url: str, prompts: Sequence[Sequence[int]
         "Sparring, own sampler": Side(sys.executable, "local", str(model), 0),
     }
     request = {"prompts": prompts, "n": a.answers, "tokens": a.tokens, "seeds": list(range(len(prompts)))}
+
+    def ask(name: str) -> dict[str, Any]:
+        before = _cpu(front)
+        found = sides[name].ask(request)
+        engine, outside = (now - then for now, then in zip(_cpu(front), before, strict=True))
+        own = name.endswith("server")
+        return {**found, "engine": engine if own else found["cpu"], "front": outside + found["cpu"] if own else 0.0}
+
     try:
-        rounds = [{name: side.ask(request) for name, side in sides.items()} for _ in range(1 + a.rounds)][1:]
+        rounds = [{name: ask(name) for name in sides} for _ in range(1 + a.rounds)][1:]
     finally:
         for side in sides.values():
             side.stop()
-    rows = [
-        {"side": name, "tokens_per_second": median(one[name]["tokens"] / one[name]["seconds"] for one in rounds)}
-        for name in sides
-    ]
-    for row in rows:  # paired by round: neighbours on the machine disturb all sides of a round alike
-        name = row["side"]
-        row["time_ratio"] = median(one[name]["seconds"] / one["bare vLLM"]["seconds"] for one in rounds)
+    rows: list[dict[str, Any]] = []
+    for name in sides:
+        each = [one[name] for one in rounds]
+        rows.append({"side": name, "tokens_per_second": median(one["tokens"] / one["seconds"] for one in each)})
+        for kind in ("engine", "front"):
+            rows[-1][f"{kind}_cpu_per_1000"] = median(1000 * one[kind] / one["tokens"] for one in each)
+        # Paired by round: what disturbs one side of a round disturbs all.
+        rows[-1]["time_ratio"] = median(one[name]["seconds"] / one["bare vLLM"]["seconds"] for one in rounds)
+        rows[-1]["cpu_ratio"] = median(one[name]["engine"] / one["bare vLLM"]["engine"] for one in rounds)
     return rows
+
+
+def _cpu(front: psutil.Process) -> tuple[float, float]:
+    """CPU seconds so far of a server's engine processes, and of its front."""
+
+    def used(process: psutil.Process) -> float:
+        times = process.cpu_times()
+        return times.user + times.system
+
+    return sum(used(child) for child in front.children(recursive=True)), used(front)
 
 
 def run(folder: Path, name: str, cores: Sequence[int], *settings: str) -> dict[str, Any]:
@@ -181,7 +211,7 @@ def runs(python: str, model: Path, folder: Path, a: argparse.Namespace) -> list[
     lora = (*common, "model.tuning=lora", "model.lora.rank=8")
     rows: list[Any] = []
     for tuning, settings, rank in (("LoRA", lora, 8), ("full", common, None)):
-        with serving(python, model, lora_rank=rank) as url:
+        with serving(python, model, lora_rank=rank) as (url, _):
             served = (*settings, "rollout.engine=vllm", f"rollout.url={url}")
             rows.append(run(folder, f"{tuning}, server", [1], *served))
             rows.append(run(folder, f"{tuning}, server, overlap", [1], *served, "rollout.overlap=true"))
@@ -205,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm", required=True, help="the Python that has vLLM")
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--only", choices=["sampling", "runs"])
     parser.add_argument("--size", default="m", choices=["xs", "s", "m"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5)
@@ -222,11 +253,13 @@ def main() -> None:
         texts = [json.dumps({"prompt": " ".join(f"w{i}" for i in ids)}) for ids in prompts]
         (folder / "prompts.jsonl").write_text("\n".join(texts) + "\n")
         found: dict[str, Any] = {}
-        with serving(python, model, lora_rank=None) as url:
-            found["sampling"] = sampling(python, model, url, prompts, a)
-        _show(found["sampling"])
-        found["runs"] = runs(python, model, folder, a)
-        _show(found["runs"])
+        if a.only != "runs":
+            with serving(python, model, lora_rank=None) as served:
+                found["sampling"] = sampling(python, model, served, prompts, a)
+            _show(found["sampling"])
+        if a.only != "sampling":
+            found["runs"] = runs(python, model, folder, a)
+            _show(found["runs"])
     a.json.write_text(json.dumps(found, indent=1))
 
 

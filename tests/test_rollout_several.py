@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_the_shortest_context_counts() -> None:
 
 
 def test_servers_that_differ_are_refused() -> None:
-    with pytest.raises(EngineError, match=r"rollout\.url differ(.|\n)*0\.33"):
+    with pytest.raises(EngineError, match=r"differ(.|\n)*0\.33"):
         Engines([Echo(), Echo(replace(INFO, vllm="0.33.0"))])
 
 
@@ -92,7 +93,29 @@ def test_one_that_fails_is_heard_and_so_are_all_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given_url", "urls"),
-    [(None, ()), ("http://a:1", ("http://a:1",)), ("http://a:1, http://b:2", ("http://a:1", "http://b:2"))],
+    [(None, ()), ("http://a:1", ("http://a:1",)), ("http://a:1, http://b:2,", ("http://a:1", "http://b:2")), ("", ())],
 )
 def test_addresses(given_url: str | None, urls: tuple[str, ...]) -> None:
     assert RunConfig.model_validate({"rollout": {"engine": "vllm", "url": given_url}}).rollout.url == urls
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rollout": {"engine": "vllm", "url": "http://a:1,http://a:1"}}, "http://a:1 is named twice"),
+        (
+            {
+                "rollout": {"engine": "vllm", "url": "http://a:1", "reference_url": "http://b:1"},
+                "model": {"tuning": "lora"},
+            },
+            "leave rollout.reference_url unset",
+        ),
+        (
+            {"rollout": {"engine": "vllm", "url": "http://a:1"}, "model": {"tuning": "lora", "reference": "other"}},
+            "leave model.reference unset",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunConfig.model_validate(settings)

@@ -317,3 +317,12 @@ def test_vllm_in_this_process_and_nccl_say_what_to_install(server: ScriptedVllm,
 def test_log_probabilities_are_float32() -> None:
     completion = read_completion([1, 2], [-0.5, -1.25], "length")
     assert completion.logprobs.dtype == np.float32
+
+
+def test_a_tied_model_in_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tiny_llama(Path("tied"))
+    made = prepare_folder(Path("tied"), Path("made"))
+    assert made == Path("made")
+    shapes = tensor_shapes(made)
+    assert shapes["lm_head.weight"] == shapes["model.embed_tokens.weight"]

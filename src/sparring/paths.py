@@ -29,7 +29,9 @@ def anchored(config: RunConfig) -> RunConfig:
             **{name: _role(getattr(game, name)) for name in ("challenger", "solver", "grader")},
         }
     )
-    return config.model_copy(update={"model": model, "game": game})
+    exchange = config.rollout.folder
+    rollout = config.rollout.model_copy(update={"folder": exchange and str(Path(exchange).absolute())})
+    return config.model_copy(update={"model": model, "game": game, "rollout": rollout})
 
 
 def _role(role: RoleConfig) -> RoleConfig:

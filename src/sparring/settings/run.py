@@ -95,7 +95,13 @@ class ExportConfig(Section):
     )
 
 
-Addresses = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value is None else listed(value))]
+def _addresses(value: Any) -> Any:
+    """None, one, several with commas between, or a list; without what a trailing comma leaves."""
+    given = [] if value is None else listed(value)
+    return [url for url in given if url] if isinstance(given, list) else given
+
+
+Addresses = Annotated[tuple[str, ...], BeforeValidator(_addresses)]
 
 
 class RolloutConfig(Section):
@@ -155,6 +161,11 @@ class RolloutConfig(Section):
                 raise ValueError(f"{(given or ['overlap'])[0]} is for vLLM: set rollout.engine=vllm")
         if self.overlap and not self.url:
             raise ValueError("overlap needs a server (rollout.url): in one process writing and learning take turns")
+        every = [*self.url, *self.reference_url]
+        if twice := {url for url in every if every.count(url) > 1}:
+            raise ValueError(
+                f"{', '.join(sorted(twice))} is named twice in url and reference_url: each is one server's"
+            )
         return self
 
 
@@ -204,6 +215,14 @@ class RunConfig(Section):
         for name in names:
             require_known(name)
         return names
+
+    @model_validator(mode="after")
+    def _an_adapter_lies_over_the_frozen_start(self) -> Self:
+        adapted = self.rollout.engine == "vllm" and self.model.tuning != "full"
+        given = {"rollout.reference_url": self.rollout.reference_url, "model.reference": self.model.reference}
+        if adapted and (named := [name for name, value in given.items() if value]):
+            raise ValueError(f"with an adapter vLLM's base is the frozen start: leave {named[0]} unset")
+        return self
 
     def to_yaml(self) -> str:
         """Every setting, resolved, in the order of this page."""
