@@ -6,14 +6,15 @@ Nothing heavy is imported at the top: `sparring --help` imports this module.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparring.cli_evaluated import kept, quiet_screen, subject
-from sparring.cli_judges import judge_options, open_judge
+from sparring.cli_evaluated import answered, going_on, opponent, quiet_screen, subject
+from sparring.cli_judges import Judging, judge_options
 from sparring.cli_settings import OVERRIDES
 from sparring.console import debug_option, shown
 
@@ -43,7 +44,9 @@ _FILE = click.Path(path_type=Path)
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.01, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the answers' draws.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=2048, show_default=True)
-@click.option("--out", type=_FILE, help="Folder for answers and results.  [default: the run's, or ./evaluations]")
+@click.option(
+    "--out", type=_FILE, help="Folder for answers and results.  [default: RUN/evaluations, or evaluations/MODEL]"
+)
 @judge_options(required=False)
 @click.option("--difficulty", type=_FILE, help="CSV of the instructions' difficulties.")
 @click.option("--weights", type=_FILE, help="CSV of published length-control weights; needs --difficulty.")
@@ -87,15 +90,18 @@ def alpaca_eval(
     from sparring.evaluation.alpaca_eval.figures import figures, figures_by_subset
 
     if annotations is not None:
-        verdicts, name, folder = _stored(annotations, running["instructions"]), "", None
+        verdicts, judged = _stored(annotations, running["instructions"]), None
     else:
         assert model is not None
-        verdicts, name, folder = _judged(model, as_json=as_json, **running)
+        judged = _judged(model, as_json=as_json, **running)
+        verdicts = judged.verdicts
     overall, subsets = figures(verdicts.preferences), figures_by_subset(verdicts)
+    if judged is not None:  # before the length control, which may fail on verdicts that all go one way
+        judged.write(_record(verdicts, overall, subsets, None))
     length = _length(verdicts, difficulty, weights, row) if weights or refit_length else None
     record = _record(verdicts, overall, subsets, length)
-    if folder is not None:
-        _write(folder, name, verdicts, record, running)
+    if judged is not None and length is not None:
+        judged.write(record)
     if as_json:
         click.echo(json.dumps(record, indent=2, ensure_ascii=False))
         return
@@ -108,8 +114,10 @@ def alpaca_eval(
         screen.print(f"Length-controlled win rate: {length.win_rate:.2f} % ({kind})")
     if overall.unparsed:
         screen.print(f"{overall.unparsed} unparsed verdicts are left out.")
-    if folder is not None:
-        click.echo(f"Written to {shown(folder / f'{name}.json')}; annotations.json is beside it")
+    if judged is not None:
+        click.echo(
+            f"Written to {shown(judged.file('.json'))}; the verdicts are in {judged.name}-annotations.json beside it"
+        )
 
 
 def _stored(annotations: Path, instructions: Path | None) -> Verdicts:
@@ -117,6 +125,31 @@ def _stored(annotations: Path, instructions: Path | None) -> Verdicts:
     from sparring.evaluation.alpaca_eval.verdicts import read_verdicts
 
     return read_verdicts(annotations, None if instructions is None else load_instructions(instructions))
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A model's verdicts, what the evaluation is called, where it is kept, and how it was made."""
+
+    verdicts: Verdicts
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+
+    def file(self, ending: str) -> Path:
+        return self.folder / f"{self.name}{ending}"
+
+    def write(self, record: dict[str, Any]) -> None:
+        """The evaluation in the one form that all have; AlpacaEval's own figures are in it as they are."""
+        from sparring.evaluation.alpaca_eval.figures import intervals
+        from sparring.evaluation.document import document
+        from sparring.runfolder import write_json_atomic
+
+        overall, subsets = intervals(self.verdicts)
+        who = {"model": self.verdicts.model, "base": self.verdicts.baseline}
+        body = {"overall": overall, "subsets": subsets, "alpaca_eval": record}
+        made = document("alpaca-eval", self.name, "win_rate", **who, body=body, settings=self.settings)
+        write_json_atomic(self.file(".json"), made)
 
 
 def _judged(
@@ -133,37 +166,40 @@ def _judged(
     out: Path | None,
     as_json: bool,
     **judging: Any,
-) -> tuple[Verdicts, str, Path]:
-    """A model's verdicts, what the evaluation is called, and the folder where it is kept."""
+) -> _Judged:
     if judging["judge"] is None:
         raise click.UsageError("--judge TARGET says who judges (gpt-4o, local:MODEL, reward:MODEL ...)")
     if base is not None and baseline is not None:
         raise click.UsageError("--base and --baseline are two answers to one question: give one of them")
+    judging_by = Judging(**judging)
     asked = subject(model, overrides)
-    against = baseline or base or asked.base
-    if against is None:
-        raise click.UsageError(f"{model} is no run, so its base is not known: give --base or --baseline")
-    folder, name = asked.folder(out), "alpaca_eval" if baseline is None else f"alpaca_eval-{baseline}"
-    with quiet_screen(name, quietly=as_json) as (_, say):
+    against = baseline or opponent(asked, base, "--base or --baseline")
+    folder = asked.folder(out)
+    with quiet_screen("alpaca-eval", quietly=as_json) as (_, say), going_on(folder):
         from sparring.evaluation.alpaca_eval.data import HUB_ID, load_instructions, write_annotations
         from sparring.evaluation.answers import questions_of
+        from sparring.evaluation.document import slug
         from sparring.evaluation.judged import one_order
 
+        name = "alpaca_eval" if baseline is None else f"alpaca_eval-{slug(baseline)}"
         items = load_instructions(instructions or HUB_ID)[:n]
         questions = questions_of(items)
-        judge = open_judge(asked.config, folder, **judging)
-        try:
-            given = {"temperature": temperature, "tokens": max_new_tokens, "seed": seed}
-            mine = kept(model, asked.config, questions, folder, say, **given)
-            if baseline is None:
-                other = kept(against, asked.config, questions, folder, say, **given)
-            else:
-                other = _published(items, baseline)
-            verdicts, rows = one_order(items, mine, other, judge, say, model=model, baseline=against)
-        finally:
-            judge.close()
+        published = None if baseline is None else _published(items, baseline)
+        given = {"temperature": temperature, "seed": seed}
+        with judging_by.opening(asked.config, folder) as open_judge:
+            paths = (asked.path,) if published is not None else (asked.path, against)
+            texts = answered(asked, paths, questions, folder, say, tokens=max_new_tokens, **given)
+            mine, other = texts[0], published or texts[1]
+            verdicts, rows = one_order(items, mine, other, open_judge(), say, model=asked.path, baseline=against)
         write_annotations(folder / f"{name}-annotations.json", rows)
-    return verdicts, name, folder
+    settings = {
+        "instructions": None if instructions is None else str(instructions),
+        "n": n,
+        "max_new_tokens": max_new_tokens,
+        **given,
+        **judging_by.settings(),
+    }
+    return _Judged(verdicts, name, folder, settings)
 
 
 def _published(instructions: Sequence[Instruction], baseline: str) -> list[str]:
@@ -173,21 +209,6 @@ def _published(instructions: Sequence[Instruction], baseline: str) -> list[str]:
         known = ", ".join(sorted({name for item in instructions for name in item.references})) or "none"
         raise ValueError(f"--baseline: {len(missing)} instructions have no answer of {baseline!r}; they have: {known}")
     return [item.references[baseline] for item in instructions]
-
-
-def _write(folder: Path, name: str, verdicts: Verdicts, record: dict[str, Any], running: dict[str, Any]) -> None:
-    """The evaluation in the one form that all have; AlpacaEval's own figures are in it as they are."""
-    from sparring.evaluation.alpaca_eval.figures import intervals
-    from sparring.evaluation.document import document
-    from sparring.runfolder import write_json_atomic
-
-    overall, subsets = intervals(verdicts)
-    settings = {key: None if value is None else str(value) for key, value in running.items() if key != "overrides"}
-    body = {"overall": overall, "subsets": subsets, "alpaca_eval": record}
-    made = document(
-        "alpaca-eval", name, "win_rate", model=verdicts.model, base=verdicts.baseline, body=body, settings=settings
-    )
-    write_json_atomic(folder / f"{name}.json", made)
 
 
 def figures_table(name: str, overall: Figures, subsets: dict[str, Figures]) -> Table:

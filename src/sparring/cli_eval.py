@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparring.cli_alpaca import alpaca_eval
-from sparring.cli_evaluated import kept, quiet_screen, subject
-from sparring.cli_judges import judge_options, open_judge
+from sparring.cli_evaluated import answered, going_on, named, opponent, quiet_screen, subject
+from sparring.cli_judges import Judging, judge_options
 from sparring.cli_settings import OVERRIDES
 from sparring.console import debug_option, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sparring.cli_evaluated import Said
+    from sparring.evaluation.answers import Question
     from sparring.evaluation.comparison import Evaluation
 
-HELD_OUT = "held-out"
+HELD_OUT, ALPACA_EVAL = "held-out", "alpaca-eval"
 BENCHMARKS = {
     "gsm8k": "Grade-school mathematics.",
     "math500": "500 problems of MATH.",
@@ -31,7 +33,9 @@ BENCHMARKS = {
     "ifeval": "Instructions that a program can check.",
 }
 _FILE = click.Path(path_type=Path)
-_OUT = click.option("--out", type=_FILE, help="Folder for answers and results.  [default: the run's, or ./evaluations]")
+_OUT = click.option(
+    "--out", type=_FILE, help="Folder for answers and results.  [default: RUN/evaluations, or evaluations/MODEL]"
+)
 _TOKENS = click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer.  [default: the run's]")
 
 
@@ -105,6 +109,8 @@ def held_out(run_or_model: str, base: str | None, n: int | None, seed: int | Non
 @click.option("--prompts", required=True, metavar="SOURCE", help="File, folder or hub id of prompts; or alpaca-eval.")
 @click.option("--column", help="The prompt's column.  [default: the first of messages, prompt, instruction ...]")
 @click.option("--subset", metavar="COLUMN", help="Column that names each prompt's subset.")
+@click.option("--split", default="train", show_default=True, help="Of a folder or a hub data set.")
+@click.option("--hub-subset", metavar="NAME", help="Configuration of a hub data set that has several.")
 @click.option("--n", type=click.IntRange(min=1), help="Only the first N prompts.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.01, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the answers' draws.")
@@ -121,6 +127,8 @@ def win_rate(
     prompts: str,
     column: str | None,
     subset: str | None,
+    split: str,
+    hub_subset: str | None,
     n: int | None,
     temperature: float,
     seed: int,
@@ -133,56 +141,81 @@ def win_rate(
 
     MODEL and --base are runs, models, or files of answers in AlpacaEval's form (model_outputs.json). Answers and
     verdicts are kept in OUT: after an interruption, or with another judge, nothing is answered or asked twice.
-    KEY=VALUE changes how both models are loaded (model.dtype=bfloat16).
+    Another judge's result needs a --name of its own, or it takes the place of this one.
+    KEY=VALUE changes how both models are loaded and asked (model.dtype=bfloat16, game.solver.system=...).
 
     \b
     sparring eval win-rate runs/lsp --prompts my_prompts.jsonl --judge gpt-4o --max-calls 2000
     sparring eval win-rate runs/lsp --prompts alpaca-eval --judge reward:Skywork/Skywork-Reward-V2-Llama-3.2-3B
     sparring eval win-rate runs/lsp --prompts p.jsonl --judge MODEL --judge-url http://127.0.0.1:8000/v1
     """
+    judging_by = Judging(**judging)
     asked = subject(model, overrides)
-    against = base or asked.base
-    if against is None:
-        raise click.UsageError(f"{model} is no run, so its base is not known: give --base MODEL")
+    against = opponent(asked, base)
+    name = named(name, f"win-rate-{'alpaca_eval' if prompts == ALPACA_EVAL else Path(prompts).stem}")
     folder = asked.folder(out)
-    name = name or f"win-rate-{'alpaca_eval' if prompts == 'alpaca-eval' else Path(prompts).stem}"
-    with quiet_screen(name) as (console, say):
-        from sparring.evaluation.judged import both_orders
-
-        questions = _questions(prompts, column, subset)[:n]
-        judge = open_judge(asked.config, folder, **judging)
-        try:
-            given = {"temperature": temperature, "tokens": max_new_tokens, "seed": seed}
-            mine, other = (kept(path, asked.config, questions, folder, say, **given) for path in (model, against))
-            judged = both_orders(questions, mine, other, judge, say)
-        finally:
-            judge.close()
-        settings = {"prompts": prompts, "judge": judge.name, "judge_style": judging["judge_style"], **given}
+    tokens = max_new_tokens or asked.config.game.solver.max_new_tokens
+    given = {"temperature": temperature, "seed": seed}
+    with quiet_screen(name) as (console, say), going_on(folder):
         from sparring.evaluation.document import document
+        from sparring.evaluation.judged import both_orders
         from sparring.runfolder import write_json_atomic
 
+        questions = _questions(prompts, say, column=column, subset=subset, split=split, hub_subset=hub_subset, n=n)
+        with judging_by.opening(asked.config, folder) as open_judge:
+            mine, other = answered(asked, (model, against), questions, folder, say, tokens=tokens, **given)
+            judge = open_judge()
+            judged = both_orders(questions, mine, other, judge, say)
+        chosen = {"prompts": prompts, "column": column, "subset": subset, "split": split, "hub_subset": hub_subset}
+        settings = {**chosen, "n": n, "max_new_tokens": tokens, **given, **judging_by.settings()}
         body = judged.rates.to_json()
-        record = document("win-rate", name, "win_rate", model=model, base=against, body=body, settings=settings)
+        record = document("win-rate", name, "win_rate", model=asked.path, base=against, body=body, settings=settings)
         write_json_atomic(folder / f"{name}.json", record)
         write_json_atomic(folder / f"{name}-verdicts.json", judged.rows)
     from sparring.evaluation.tables import win_rate_table
 
-    console.print(win_rate_table(judged.rates, model, against, judge.name))
-    click.echo(f"Written to {shown(folder / f'{name}.json')}; the verdicts are beside it")
+    console.print(win_rate_table(judged.rates, asked.path, against, judge.name))
+    click.echo(f"Written to {shown(folder / f'{name}.json')}; the verdicts are in {name}-verdicts.json beside it")
 
 
-def _questions(prompts: str, column: str | None, subset: str | None) -> list[Any]:
+def _questions(
+    prompts: str,
+    say: Said,
+    *,
+    column: str | None,
+    subset: str | None,
+    split: str,
+    hub_subset: str | None,
+    n: int | None,
+) -> list[Question]:
     from sparring.evaluation.answers import questions_from, questions_of
 
-    if prompts == "alpaca-eval":
+    if prompts == ALPACA_EVAL:
         from sparring.evaluation.alpaca_eval.data import load_instructions
 
-        if column or subset:
-            raise click.UsageError("--column and --subset are for prompts of your own, and --prompts is alpaca-eval")
-        return questions_of(load_instructions())
-    from sparring.data import load_prompts
+        if column or subset or hub_subset or split != "train":
+            raise click.UsageError(
+                "--column, --subset, --split and --hub-subset are for prompts of your own, and --prompts is alpaca-eval"
+            )
+        return questions_of(load_instructions()[:n])
+    from sparring.data import Names, load_prompts
 
-    return questions_from(load_prompts(prompts, column=column), subset)
+    names = Names("--prompts", "--split", "--hub-subset", "--column")
+    found = load_prompts(prompts, column=column, split=split, subset=hub_subset, names=names)
+    if found.skipped:
+        say(f"{found.name}: {found.skipped} empty prompts skipped, {len(found)} are left")
+    return questions_from(found, subset, n)
+
+
+def _ks(given: str, samples: int) -> tuple[int, ...]:
+    """The k of each pass@k."""
+    try:
+        ks = tuple(int(k) for k in given.split(",") if k.strip())
+    except ValueError as error:
+        raise click.UsageError(f"--pass-at reads like 1,5,10, not {given!r}") from error
+    if wrong := [k for k in ks if not 1 <= k <= samples]:
+        raise click.UsageError(f"--pass-at {wrong[0]} needs a k from 1 to --samples, which is {samples}")
+    return ks
 
 
 def _benchmark(name: str, about: str) -> click.Command:
@@ -200,17 +233,18 @@ def _benchmark(name: str, about: str) -> click.Command:
     @_OUT
     @debug_option
     def command(*, model: str, overrides: tuple[str, ...], pass_at: str, out: Path | None, **given: Any) -> None:
-        try:
-            ks = tuple(int(k) for k in pass_at.split(",") if k.strip())
-        except ValueError as error:
-            raise click.UsageError(f"--pass-at reads like 1,5,10, not {pass_at!r}") from error
+        ks = _ks(pass_at, given["samples"])
+        if given["samples"] > 1 and given["temperature"] == 0:
+            raise click.UsageError("several --samples at --temperature 0 are all equal: raise it")
         asked = subject(model, overrides)
+        if given["base"] is not None:
+            opponent(asked, given["base"])
         folder = asked.folder(out)
-        with quiet_screen(name) as (console, say):
+        with quiet_screen(name) as (console, say), going_on(folder):
             from sparring.evaluation.accuracy import measure
             from sparring.runfolder import write_json_atomic
 
-            record, tables = measure(name, asked, say, pass_at=ks, **given)
+            record, tables = measure(name, asked, folder, say, pass_at=ks, **given)
             write_json_atomic(folder / f"{name}.json", record)
         for table in tables:
             console.print(table)
@@ -261,7 +295,7 @@ def lm_eval(*, model: str, tasks: str, out: Path | None, **given: Any) -> None:
 
 @click.command(short_help="One table and figure of several runs' evaluations.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN_OR_FILE...")
-@click.option("--name", help="Which evaluation.  [default: the one that all have]")
+@click.option("--name", help="Which evaluation.  [default: the only one that all have]")
 @click.option("--plot", type=_FILE, help="Also a figure, .png or .svg.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option

@@ -5,7 +5,10 @@ Nothing heavy is imported at the top: `sparring --help` imports this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +16,18 @@ import click
 
 if TYPE_CHECKING:
     from sparring.evaluation.judges.base import Judge
+    from sparring.evaluation.judges.templates import Template
     from sparring.settings import RunConfig
 
 LOCAL = ("local", "reward", "function")
+STYLE = "weighted"
 _OPTIONS = (
     click.option("--judge-url", help="OpenAI-compatible endpoint.  [default: OpenAI's]"),
     click.option("--judge-key", metavar="VARIABLE", help="Environment variable with its key."),
     click.option(
         "--judge-style",
         type=click.Choice(["weighted", "ranked"]),
-        default="weighted",
-        show_default=True,
-        help="weighted: by the probabilities of two one-word verdicts; ranked: a written ranking.",
+        help="weighted: by the probabilities of two one-word verdicts; ranked: a written ranking.  [default: weighted]",
     ),
     click.option(
         "--judge-prompt",
@@ -49,7 +52,7 @@ _OPTIONS = (
 
 
 def judge_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """--judge and what belongs to it: what `open_judge` takes."""
+    """--judge and what belongs to it: the fields of `Judging`."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(_OPTIONS):
@@ -60,68 +63,146 @@ def judge_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[
     return add
 
 
-def open_judge(
-    config: RunConfig,
-    folder: Path,
-    *,
-    judge: str,
-    judge_url: str | None,
-    judge_key: str | None,
-    judge_style: str,
-    judge_prompt: str | None,
-    judge_cache: Path | None,
-    judge_timeout: float,
-    concurrency: int,
-    max_calls: int | None,
-) -> Judge:
-    """The judge; its verdicts are kept. config: how local models and reward models are loaded; folder: where verdicts
-    are kept where nothing else is said."""
-    from sparring.evaluation.judges.cache import VerdictCache
-    from sparring.evaluation.judges.frugal import FrugalJudge
-    from sparring.evaluation.judges.templates import open_template
+@dataclass(frozen=True)
+class Judging:
+    """Who judges, as the options say. Raises click.UsageError where they don't go together."""
 
-    kind, colon, target = judge.partition(":")
-    local = bool(colon) and kind in LOCAL
-    if local and not target:
-        raise click.UsageError(f"--judge {kind}: names no {'function' if kind == 'function' else 'model'}")
-    if local and (judge_url or judge_key):
-        raise click.UsageError(f"--judge-url and --judge-key are for a served model, and --judge is {judge}")
-    if local and judge_prompt and kind != "local":
-        raise click.UsageError(f"--judge-prompt is for a judge that reads one, and --judge is {judge}")
-    template = None if judge_prompt is None else open_template(judge_prompt)
-    if local:
-        asked = _local(config, kind, target, judge_style, template)
-    else:
-        from sparring.evaluation.judges.endpoint import OPENAI, EndpointJudge
+    judge: str
+    judge_url: str | None
+    judge_key: str | None
+    judge_style: str | None
+    judge_prompt: str | None
+    judge_cache: Path | None
+    judge_timeout: float
+    concurrency: int
+    max_calls: int | None
+
+    def __post_init__(self) -> None:
+        if self.kind == "endpoint":
+            return
+        if not self.target:
+            raise click.UsageError(
+                f"--judge {self.judge} names no {'function' if self.kind == 'function' else 'model'}"
+            )
+        if self.judge_url or self.judge_key:
+            raise click.UsageError(f"--judge-url and --judge-key are for a served model, and --judge is {self.judge}")
+        if self.kind != "local" and (self.judge_prompt or self.judge_style):
+            raise click.UsageError(
+                f"--judge-prompt and --judge-style are for a judge that reads a prompt, and --judge is {self.judge}"
+            )
+
+    @property
+    def kind(self) -> str:
+        """One of LOCAL, or endpoint."""
+        kind, colon, _ = self.judge.partition(":")
+        return kind if colon and kind in LOCAL else "endpoint"
+
+    @property
+    def target(self) -> str:
+        """The model or function without its kind."""
+        return self.judge if self.kind == "endpoint" else self.judge.partition(":")[2]
+
+    def settings(self) -> dict[str, Any]:
+        """What verdicts depend on, for the evaluation's record."""
+        asked = {"judge": self.judge}
+        if self.kind in ("endpoint", "local"):
+            asked |= {"judge_style": self.judge_style or STYLE, "judge_prompt": self.judge_prompt or "ours"}
+        return asked | ({"judge_url": self.judge_url or "OpenAI's"} if self.kind == "endpoint" else {})
+
+    @contextmanager
+    def opening(self, config: RunConfig, folder: Path) -> Iterator[Callable[[], Judge]]:
+        """What opens the judge; its verdicts are kept. All that can be checked before is checked on entering: a model
+        is loaded only with the call, so that it needs no memory while others answer.
+
+        config: how local models and reward models are loaded; folder: where verdicts are kept where --judge-cache
+        doesn't say.
+        """
+        from sparring.evaluation.judges.cache import VerdictCache
+        from sparring.evaluation.judges.frugal import FrugalJudge
+        from sparring.evaluation.judges.templates import open_template
+
+        template = None if self.judge_prompt is None else open_template(self.judge_prompt)
+        with ExitStack() as stack:
+            cache = stack.enter_context(closing(VerdictCache(self.judge_cache or folder / "verdicts.sqlite")))
+            if self.kind in ("local", "reward"):
+                _require_model(self.kind, self.target)
+                yield lambda: FrugalJudge(
+                    stack.enter_context(closing(self._loaded(config, template))), cache, self.max_calls
+                )
+                return
+            light = self._endpoint(template) if self.kind == "endpoint" else self._function()
+            stack.enter_context(closing(light))
+            yield lambda: FrugalJudge(light, cache, self.max_calls)
+
+    def _endpoint(self, template: Template | None) -> Judge:
+        from sparring.evaluation.judges.endpoint import OPENAI, OPENAI_KEY, EndpointJudge
         from sparring.evaluation.judges.styles import STYLES
 
-        asked = EndpointJudge(
-            judge,
-            STYLES[judge_style](),
+        variable = self.judge_key or (OPENAI_KEY if self.judge_url is None else None)
+        if variable is not None and not os.environ.get(variable, "").strip():
+            hint = "; or is it served elsewhere (--judge-url)?" if self.judge_url is None else ""
+            raise click.UsageError(
+                f"--judge {self.judge} needs a key, and the environment variable {variable} is empty: set it, or name "
+                f"another with --judge-key{hint}"
+            )
+        return EndpointJudge(
+            self.judge,
+            STYLES[self.judge_style or STYLE](),
             template,
-            url=judge_url or OPENAI,
-            key=judge_key,
-            timeout=judge_timeout,
-            concurrency=concurrency,
+            url=self.judge_url or OPENAI,
+            key=self.judge_key,
+            timeout=self.judge_timeout,
+            concurrency=self.concurrency,
         )
-    return FrugalJudge(asked, VerdictCache(judge_cache or folder / "verdicts.sqlite"), max_calls)
+
+    def _function(self) -> Judge:
+        from sparring.evaluation.judges.reward import RewardJudge
+        from sparring.rewards.base import Reward
+        from sparring.rewards.imports import load_object
+
+        return RewardJudge(Reward(load_object(self.target, "--judge"), name=self.target))
+
+    def _loaded(self, config: RunConfig, template: Template | None) -> Judge:
+        if self.kind == "local":
+            from sparring.evaluation.judges.local import LocalModel, RankingJudge, TokenJudge
+            from sparring.settings import ModelConfig
+
+            # The judged model's revision and chat template are not another model's.
+            settings = ModelConfig(path=self.target, dtype=config.model.dtype, device=config.model.device)
+            kind = TokenJudge if (self.judge_style or STYLE) == STYLE else RankingJudge
+            return kind(LocalModel.load(settings), template)
+        from sparring.build import build_reward, game_domain
+        from sparring.evaluation.judges.reward import RewardJudge
+
+        reward = config.game.reward
+        another = {} if reward.model in (None, self.target) else {"revision": None}
+        given = {"model": self.target, "function": None, "url": None, "scale": "raw", **another}
+        reward = reward.model_copy(update=given)
+        judged = config.model_copy(update={"game": config.game.model_copy(update={"reward": reward})})
+        built = build_reward(judged, game_domain(config.game))
+        assert built is not None
+        return RewardJudge(built)
 
 
-def _local(config: RunConfig, kind: str, target: str, style: str, template: Any) -> Judge:
-    from sparring.evaluation.judges.reward import RewardJudge
+def _require_model(kind: str, target: str) -> None:
+    """A mistyped model, or one of another kind, is told before anything is answered."""
+    from sparring.lm.hub import (
+        LoadError,
+        check_language_model,
+        check_reward_model,
+        find_folder,
+        is_adapter,
+        read_config,
+    )
+    from sparring.models import locate
 
-    if kind == "local":
-        from sparring.evaluation.judges.local import LocalModel, RankingJudge, TokenJudge
-        from sparring.settings import ModelConfig
-
-        # The judged model's revision and chat template are not another model's.
-        model = LocalModel.load(ModelConfig(path=target, dtype=config.model.dtype, device=config.model.device))
-        return TokenJudge(model, template) if style == "weighted" else RankingJudge(model, template)
-    from sparring.build import build_reward, game_domain
-
-    fields = {"function": target, "model": None} if kind == "function" else {"model": target, "function": None}
-    reward = config.game.reward.model_copy(update={**fields, "url": None, "scale": "raw"})
-    judged = config.model_copy(update={"game": config.game.model_copy(update={"reward": reward})})
-    built = build_reward(judged, game_domain(config.game))
-    assert built is not None
-    return RewardJudge(built)
+    try:
+        folder = find_folder(locate(target), None, weights=True)
+        if is_adapter(folder):
+            return
+        if kind == "reward":
+            check_reward_model(target, read_config(folder))
+        else:
+            check_language_model(target, read_config(folder), remote_code=False, four_bit=False)
+    except LoadError as error:
+        raise LoadError(f"--judge: {error}") from error

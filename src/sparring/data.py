@@ -35,6 +35,17 @@ class Row:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """How errors call the settings that describe a prompt set; the defaults are a run's."""
+
+    prompts: str = "game.prompts"
+    split: str = "game.prompt_split"
+    subset: str = "game.prompt_subset"
+    column: str = "game.prompt_column"
+    revision: str = "game.prompt_revision"
+
+
 class PromptSet:
     """Rows, shuffled anew each epoch.
 
@@ -73,6 +84,7 @@ def load_prompts(
     subset: str | None = None,
     column: str | None = None,
     revision: str | None = None,
+    names: Names = Names(),
 ) -> PromptSet:
     """A file (.jsonl, .json, .parquet), a folder of such files, a folder saved by `datasets`, or a hub id (owner/name).
 
@@ -88,6 +100,7 @@ def load_prompts(
         subset: the configuration of a hub data set that has several.
         column: the prompt's, where it is none of PROMPT_COLUMNS or another is meant.
         revision: branch, tag or commit of a hub data set.
+        names: how errors call these settings.
 
     Raises:
         ValueError: nothing there, an unknown split, subset or column, a damaged file, or a row (named by its number)
@@ -95,28 +108,30 @@ def load_prompts(
     """
     path = Path(source)
     if path.is_file():
-        _refuse_settings(source, "one file", split=split, subset=subset, revision=revision)
+        _refuse_settings(source, "one file", names, split=split, subset=subset, revision=revision)
         records = _read(path)
     elif source and path.is_dir():
-        _refuse_settings(source, "a folder", revision=revision)
-        records = _read_saved(path, split, subset) if _is_saved(path) else _read_set(source, split, subset, None)
+        _refuse_settings(source, "a folder", names, revision=revision)
+        read = _read_saved if _is_saved(path) else _read_set
+        records = read(source, names, split, subset)
     else:
-        _require_hub_id(source)
-        records = _read_set(source, split, subset, revision)
-    rows = [_row(record, column, f"{source}, row {number}") for number, record in enumerate(records, 1)]
+        _require_hub_id(source, names)
+        records = _read_set(source, names, split, subset, revision)
+    rows = [_row(record, column, f"{source}, row {number}", names) for number, record in enumerate(records, 1)]
     _say_reserved(rows, source)
     return PromptSet(rows, path.name if path.exists() else source)
 
 
-def _refuse_settings(source: str, what: str, *, split: str = "train", **given: str | None) -> None:
+def _refuse_settings(source: str, what: str, names: Names, *, split: str = "train", **given: str | None) -> None:
     """A setting that does nothing is a mistake."""
     used = {**given, "split": None if split == "train" else split}
     for name, value in used.items():
         if value is not None:
-            raise ValueError(f"game.prompt_{name}={value} does nothing for {what}, and {source} is one: leave it out")
+            called = getattr(names, name)
+            raise ValueError(f"{called}={value} does nothing for {what}, and {source} is one: leave it out")
 
 
-def _require_hub_id(source: str) -> None:
+def _require_hub_id(source: str, names: Names) -> None:
     """A mistyped path must not be asked of the hub."""
     path = Path(source)
     if _FILE_NAME.fullmatch(source) or not _HUB_ID.fullmatch(source) or path.parent.is_dir():
@@ -124,7 +139,7 @@ def _require_hub_id(source: str) -> None:
         with suppress(OSError):
             beside = [entry.name for entry in path.parent.iterdir()]
         hint = _nearest(path.name, beside) or " (a data set of the hub reads owner/name)"
-        raise ValueError(f"game.prompts: there is no prompt file {source}{hint}")
+        raise ValueError(f"{names.prompts}: there is no prompt file {source}{hint}")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -172,12 +187,12 @@ def _json_line(line: str, path: Path, number: int) -> Any:
 # --- the datasets library ----------------------------------------------------------------------------
 
 
-def _library() -> Any:
+def _library(names: Names) -> Any:
     try:
         import datasets
     except ImportError as error:
         raise ValueError(
-            "game.prompts names a folder or a data set of the hub, which the datasets library reads: "
+            f"{names.prompts} names a folder or a data set of the hub, which the datasets library reads: "
             "pip install 'sparring[data]'"
         ) from error
     if int(datasets.__version__.partition(".")[0]) < 4:
@@ -191,43 +206,44 @@ def _is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
-def _read_saved(path: Path, split: str, subset: str | None) -> list[Any]:
+def _read_saved(source: str, names: Names, split: str, subset: str | None) -> list[Any]:
     """The rows of what `save_to_disk` left: one split, or a dictionary of them."""
-    datasets = _library()
-    _refuse_settings(str(path), "a saved data set", subset=subset)
+    datasets = _library(names)
+    _refuse_settings(source, "a saved data set", names, subset=subset)
     try:
-        saved = datasets.load_from_disk(str(path))
+        saved = datasets.load_from_disk(source)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"game.prompts: {path} can't be read ({error})") from error
+        raise ValueError(f"{names.prompts}: {source} can't be read ({error})") from error
     splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
     if split not in splits:
-        raise ValueError(_no_split(str(path), split, list(splits)))
+        raise ValueError(_no_split(source, split, list(splits), names))
     return splits[split].to_list()
 
 
-def _read_set(source: str, split: str, subset: str | None, revision: str | None) -> list[Any]:
+def _read_set(source: str, names: Names, split: str, subset: str | None, revision: str | None = None) -> list[Any]:
     """The rows of a folder of files or of a hub data set."""
-    datasets = _library()
-    at = f" at game.prompt_revision={revision}" if revision else ""
+    datasets = _library(names)
+    at = f" at {names.revision}={revision}" if revision else ""
     try:
         builder = datasets.load_dataset_builder(source, name=subset, revision=revision)
     except ValueError as error:  # an unknown one, or none where there are several: the message lists them
-        raise ValueError(f"game.prompts={source}, game.prompt_subset={subset}: {_one_line(error)}") from error
+        given = f"{names.prompts}={source}, {names.subset}={subset}"
+        raise ValueError(f"{given}: {_one_line(error)}") from error
     except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"game.prompts: {source}{at} can't be loaded: {_one_line(error)}") from error
+        raise ValueError(f"{names.prompts}: {source}{at} can't be loaded: {_one_line(error)}") from error
     try:
         builder.download_and_prepare()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         cause = f" ({_one_line(error.__cause__)})" if error.__cause__ else ""
-        raise ValueError(f"game.prompts: {source}{at} can't be read: {_one_line(error)}{cause}") from error
+        raise ValueError(f"{names.prompts}: {source}{at} can't be read: {_one_line(error)}{cause}") from error
     try:
         return builder.as_dataset(split=split).to_list()
     except ValueError as error:
-        raise ValueError(_no_split(source, split, list(builder.info.splits))) from error
+        raise ValueError(_no_split(source, split, list(builder.info.splits), names)) from error
 
 
-def _no_split(source: str, split: str, known: list[str]) -> str:
-    return f"game.prompt_split: {source} has no split {split!r}{_nearest(split, known)}; it has: {', '.join(known)}"
+def _no_split(source: str, split: str, known: list[str], names: Names) -> str:
+    return f"{names.split}: {source} has no split {split!r}{_nearest(split, known)}; it has: {', '.join(known)}"
 
 
 def _one_line(error: BaseException) -> str:
@@ -237,10 +253,10 @@ def _one_line(error: BaseException) -> str:
 # --- rows --------------------------------------------------------------------------------------------
 
 
-def _row(record: Any, column: str | None, where: str) -> Row:
+def _row(record: Any, column: str | None, where: str, names: Names) -> Row:
     if not isinstance(record, dict):
         raise ValueError(f"{where} is no object with columns")  # noqa: TRY004 - a user's file
-    name = _prompt_column(record, column, where)
+    name = _prompt_column(record, column, where, names)
     value = record[name]
     used = {name}
     if isinstance(value, list):
@@ -258,18 +274,18 @@ def _row(record: Any, column: str | None, where: str) -> Row:
     return Row(query, messages, {key: value for key, value in record.items() if key not in used})
 
 
-def _prompt_column(record: Mapping[str, Any], column: str | None, where: str) -> str:
+def _prompt_column(record: Mapping[str, Any], column: str | None, where: str, names: Names) -> str:
     if column is not None:
         if column in record:
             return column
         raise ValueError(
-            f"game.prompt_column: {where} has no column {column!r}{_nearest(column, list(record))}; "
+            f"{names.column}: {where} has no column {column!r}{_nearest(column, list(record))}; "
             f"it has: {', '.join(record)}"
         )
     known = [name for name in PROMPT_COLUMNS if name in record]
     if not known:
         raise ValueError(
-            f"{where} has none of the columns {', '.join(PROMPT_COLUMNS)}: set game.prompt_column to one of those "
+            f"{where} has none of the columns {', '.join(PROMPT_COLUMNS)}: set {names.column} to one of those "
             f"it has: {', '.join(record)}"
         )
     # Where rows of several forms make one table, the columns of the others are null.

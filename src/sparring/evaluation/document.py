@@ -11,8 +11,10 @@ what else they hold depends on the kind.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Document:
-    """What every kind has in common. `metric` is win_rate (against `base`) or accuracy."""
+    """What every kind has in common. `metric` is win_rate (against `base`) or accuracy; settings are the kind's own."""
 
     kind: str
     name: str
@@ -43,6 +45,7 @@ class Document:
     base: str | None
     overall: Figure
     subsets: Mapping[str, Figure]
+    settings: Mapping[str, Any]
 
 
 def document(
@@ -69,14 +72,14 @@ def read_document(path: Path) -> Document:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: can't be read as an evaluation ({error})") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise ValueError(f"{path}: is no evaluation of schema {SCHEMA}")
     metric = str(content.get("metric", "win_rate"))
-    subsets = content.get("subsets", {})
-    if not isinstance(subsets, dict):
-        raise ValueError(f"{path}: subsets must be an object")  # noqa: TRY004 - a file
+    subsets, settings = content.get("subsets", {}), content.get("settings", {})
+    if not isinstance(subsets, dict) or not isinstance(settings, dict):
+        raise ValueError(f"{path}: subsets and settings must be objects")  # noqa: TRY004 - a file
     return Document(
         str(content.get("kind", "held-out")),
         str(content.get("name", "held-out")),
@@ -85,16 +88,29 @@ def read_document(path: Path) -> Document:
         None if content.get("base") is None else str(content["base"]),
         _figure(content.get("overall"), metric, f"{path}: overall"),
         {name: _figure(entry, metric, f"{path}: subsets.{name}") for name, entry in subsets.items()},
+        settings,
     )
+
+
+def slug(name: str) -> str:
+    """A name that a file may have.
+
+    >>> slug("/models/Llama 3.2 (3B)/")
+    'models-Llama-3.2-3B'
+    """
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[-60:].lstrip("-.") or "model"
 
 
 def _figure(entry: Any, metric: str, where: str) -> Figure:
     try:
         interval = entry["ci95"]
-        return Figure(
+        figure = Figure(
             int(entry["n"]),
             float(entry[metric]),
             None if interval is None else (float(interval[0]), float(interval[1])),
         )
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{where}: needs n, {metric} and ci95 ({type(error).__name__}: {error})") from error
+    if not all(map(isfinite, (figure.value, *(figure.ci95 or ())))):
+        raise ValueError(f"{where}: {metric} and ci95 must be numbers")
+    return figure

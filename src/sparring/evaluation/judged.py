@@ -106,17 +106,24 @@ def told(cost: Cost) -> str:
 
 
 def _asked(pairs: Sequence[Pair], judge: Judge, say: Said) -> list[Verdict]:
-    say(told(judge.estimate(pairs)))
+    cost = judge.estimate(pairs)
+    say(told(cost))
     came = 0
-    step = max(1, len(pairs) // 10)
+    step = max(5, len(pairs) // 10)
 
     def arrived(_: int, __: Verdict) -> None:
         nonlocal came
         came += 1
-        if came % step == 0:
+        if came > cost.saved and came % step == 0:
             say(f"{came} of {len(pairs)} verdicts")
 
     verdicts = judge.judge(pairs, arrived)
-    if unparsed := sum(verdict.preference is None for verdict in verdicts):
-        say(f"{unparsed} of {len(verdicts)} verdicts could not be read: they are counted and left out")
+    unparsed = [verdict for verdict in verdicts if verdict.preference is None]
+    if len(unparsed) == len(verdicts):
+        raise ValueError(
+            f"{judge.name} gave no verdict that can be read (of {len(verdicts)}); it says {unparsed[0].text!r:.300}: "
+            "check --judge, --judge-style and --judge-prompt"
+        )
+    if unparsed:
+        say(f"{len(unparsed)} of {len(verdicts)} verdicts could not be read: they are counted and left out")
     return verdicts

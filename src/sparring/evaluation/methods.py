@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -13,7 +13,12 @@ from rich.table import Table
 from sparring.evaluation.document import FOLDER, Document, Figure, read_document
 from sparring.evaluation.tables import percent, plain_table
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 OVERALL = "overall"
+OWN = "evaluation.json"
+"""A run's comparison on its own domain."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +26,15 @@ class Methods:
     """One evaluation of several models.
 
     name, metric: the evaluation's; against: what a win rate is against, None where the methods have different bases or
-    none. rows: (method, subset → figure), "overall" first.
+    none. rows: (method, subset → figure), "overall" first. differences: settings that are not the same for all
+    methods, each with its value a method: what keeps their figures from being compared.
     """
 
     name: str
     metric: str
     against: str | None
     rows: tuple[tuple[str, dict[str, Figure]], ...]
+    differences: Mapping[str, Sequence[Any]]
 
     @classmethod
     def of(cls, paths: Sequence[Path], name: str | None) -> Methods:
@@ -42,23 +49,26 @@ class Methods:
             if not common:
                 listed = "; ".join(f"{path}: {', '.join(documents)}" for path, documents in found.items())
                 raise ValueError(f"there is no evaluation that all have ({listed})")
+            if len(common) > 1:
+                raise ValueError(f"there are several evaluations: choose one with --name ({', '.join(common)})")
             name = common[0]
         for path, documents in found.items():
             if name not in documents:
                 raise ValueError(f"{path} has no evaluation {name!r} (--name); it has: {', '.join(documents)}")
-        chosen = [(path, documents[name]) for path, documents in found.items()]
-        metrics = {document.metric for _, document in chosen}
+        chosen = [documents[name] for documents in found.values()]
+        metrics = {document.metric for document in chosen}
         if len(metrics) > 1:
             raise ValueError(f"{name}: some are win rates and some accuracies ({', '.join(sorted(metrics))})")
-        bases = {document.base for _, document in chosen}
-        rows = [(_label(path), {OVERALL: document.overall, **document.subsets}) for path, document in chosen]
-        return cls(name, metrics.pop(), bases.pop() if len(bases) == 1 else None, tuple(rows))
+        metric, bases = metrics.pop(), {document.base for document in chosen}
+        figures = [{**document.subsets, OVERALL: document.overall} for document in chosen]
+        rows = tuple(zip(_labels(list(found)), figures, strict=True))
+        return cls(name, metric, bases.pop() if len(bases) == 1 else None, rows, _differences(chosen, metric))
 
     @property
     def subsets(self) -> list[str]:
         """Overall, then the widest subsets that any method has."""
         names = [name for _, figures in self.rows for name in figures if "/" not in name]
-        return list(dict.fromkeys(names))
+        return list(dict.fromkeys([OVERALL, *names]))
 
     @property
     def title(self) -> str:
@@ -66,10 +76,17 @@ class Methods:
         against = f" against {self.against}" if self.against and self.metric == "win_rate" else ""
         return f"{self.name}: {self.metric.replace('_', ' ')}{against}"
 
+    @property
+    def note(self) -> str | None:
+        """What is not the same for all methods, in words."""
+        told = [f"{name} ({', '.join(map(_short, values))})" for name, values in self.differences.items()]
+        return f"not the same for all: {'; '.join(told)}" if told else None
+
     def to_json(self) -> dict[str, Any]:
         """As one object."""
         methods = {label: {name: asdict(figure) for name, figure in figures.items()} for label, figures in self.rows}
-        return {"name": self.name, "metric": self.metric, "against": self.against, "methods": methods}
+        head = {"name": self.name, "metric": self.metric, "against": self.against}
+        return {**head, "methods": methods, "differences": dict(self.differences)}
 
 
 def table(methods: Methods) -> Table:
@@ -82,6 +99,8 @@ def table(methods: Methods) -> Table:
             *("–" if figure is None else percent(figure.value, figure.ci95) for figure in cells),
             style="bold" if name == OVERALL else None,
         )
+    if methods.note is not None:
+        result.caption, result.caption_justify = escape(methods.note), "left"
     return result
 
 
@@ -89,7 +108,7 @@ def draw(methods: Methods, path: Path) -> None:
     """The same as bars with intervals, into a .png or .svg file.
 
     Raises:
-        ValueError: another kind of file.
+        ValueError: another kind of file, or it can't be written.
     """
     if path.suffix not in (".png", ".svg"):
         raise ValueError(f"--plot writes .png or .svg, not {path.suffix or path}")
@@ -101,30 +120,51 @@ def draw(methods: Methods, path: Path) -> None:
     from sparring.report.drawing import COLOURS, STYLE
 
     subsets, count = methods.subsets, len(methods.rows)
+    width = max(5.0, 1.0 + 0.35 * count * len(subsets))
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(max(5.0, 1.0 + 0.35 * count * len(subsets)), 3.6))
-        width = 0.8 / count
+        figure, axes = plt.subplots(figsize=(width, 3.8), layout="constrained")
         for index, (label, figures) in enumerate(methods.rows):
-            places, values, below, above = [], [], [], []
-            for place, name in enumerate(subsets):
-                one = figures.get(name)
-                if one is not None:
-                    low, high = one.ci95 or (one.value, one.value)
-                    places.append(place + (index - (count - 1) / 2) * width)
-                    values.append(100 * one.value)
-                    below.append(100 * max(0.0, one.value - low))
-                    above.append(100 * max(0.0, high - one.value))
-            axes.bar(places, values, 0.92 * width, label=label, color=COLOURS[index % len(COLOURS)])
-            axes.errorbar(places, values, (below, above), fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
+            _bars(axes, subsets, figures, label=label, colour=COLOURS[index % len(COLOURS)], index=index, count=count)
         if methods.metric == "win_rate":
             axes.axhline(50, color="grey", linewidth=0.8, linestyle="--")
-        axes.set_xticks(range(len(subsets)), subsets)
+        long = max(map(len, subsets)) > 5 * max(2, count)
+        axes.set_xticks(range(len(subsets)), subsets, rotation=25 if long else 0, ha="right" if long else "center")
         axes.set_ylabel(f"{methods.metric.replace('_', ' ')} (%)")
+        axes.set_ylim(0, max(axes.get_ylim()[1], 5))  # where all is 0, an axis all the same
+        axes.grid(visible=False, axis="x")
         axes.set_title(methods.title, loc="left")
-        axes.legend(ncols=min(4, count), loc="upper center", bbox_to_anchor=(0.5, -0.12))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, bbox_inches="tight", dpi=160)
-        plt.close(figure)
+        if methods.note is not None:
+            axes.set_xlabel(methods.note, fontsize="small")
+        figure.legend(ncols=min(4, count), loc="outside lower center")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=160)
+        except OSError as error:
+            raise ValueError(f"--plot: {path} can't be written ({error.strerror})") from error
+        finally:
+            plt.close(figure)
+
+
+def _bars(
+    axes: Axes,
+    subsets: Sequence[str],
+    figures: Mapping[str, Figure],
+    *,
+    label: str,
+    colour: str,
+    index: int,
+    count: int,
+) -> None:
+    """One method's bars: the index-th of `count` in each subset's place."""
+    width = 0.8 / count
+    there = [(place, figures[name]) for place, name in enumerate(subsets) if name in figures]
+    places = [place + (index - (count - 1) / 2) * width for place, _ in there]
+    values = [100 * one.value for _, one in there]
+    intervals = [one.ci95 or (one.value, one.value) for _, one in there]
+    below = [max(0.0, value - 100 * low) for value, (low, _) in zip(values, intervals, strict=True)]
+    above = [max(0.0, 100 * high - value) for value, (_, high) in zip(values, intervals, strict=True)]
+    axes.bar(places, values, 0.92 * width, label=label, color=colour)
+    axes.errorbar(places, values, (below, above), fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
 
 
 def _documents(path: Path) -> dict[str, Document]:
@@ -133,19 +173,37 @@ def _documents(path: Path) -> dict[str, Document]:
         found = read_document(path)
         return {found.name: found}
     if not path.is_dir():
-        raise ValueError(f"{path}: neither a run nor an evaluation's file")
-    files = [file for file in [path / "evaluation.json", *sorted((path / FOLDER).glob("*.json"))] if file.is_file()]
-    documents = [read_document(file) for file in files if _is_document(file)]
+        raise ValueError(f"{path}: neither a run, nor a folder or file of evaluations")
+    files = [*path.glob("*.json"), *(path / FOLDER).glob("*.json")]
+    documents = [read_document(file) for file in sorted(files) if file.name == OWN or _is_document(file)]
     if not documents:
         raise ValueError(f"{path} holds no evaluation: `sparring eval` makes them")
     return {document.name: document for document in documents}
 
 
 def _is_document(file: Path) -> bool:
-    """Answers and verdicts lie beside the evaluations."""
-    with file.open(encoding="utf-8") as opened:
-        return opened.read(64).lstrip().startswith("{")
+    """Answers and verdicts lie beside the evaluations, and a model's configuration may."""
+    with file.open("rb") as opened:
+        begin = opened.read(64).lstrip()
+    return begin.startswith(b"{") and b'"schema"' in begin
 
 
-def _label(path: Path) -> str:
-    return path.name if path.is_dir() else path.stem
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """Short names that differ."""
+    short = [path.resolve().name if path.is_dir() else path.stem for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def _differences(documents: Sequence[Document], metric: str) -> dict[str, list[Any]]:
+    """Settings, and the base of a win rate, that are not the same for all."""
+    settings = [
+        {**document.settings, **({"base": document.base} if metric == "win_rate" else {})} for document in documents
+    ]
+    names = dict.fromkeys(name for one in settings for name in one)
+    values = {name: [one.get(name) for one in settings] for name in names}
+    return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 40 else f"{text[:39]}…"

@@ -51,8 +51,8 @@ def win_rate_table(rates: WinRates, model: str, base: str, judge: str) -> Table:
     one = rates.overall
     low, high = one.position_bias_ci95
     result.caption = (
-        f"position bias {100 * one.position_bias:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] for what is shown "
-        f"first; {one.flip_rate:.0%} of verdicts turn with the order; {one.excluded} items left out, unparsed "
+        f"position bias {100 * one.position_bias:+z.1f} points [{100 * low:+z.1f}, {100 * high:+z.1f}] for what is "
+        f"shown first; {one.flip_rate:.0%} of verdicts turn with the order; {one.excluded} items left out, unparsed "
         f"{one.unparsed_first} (model first) and {one.unparsed_second} (model second)"
     )
     result.caption_justify = "left"
