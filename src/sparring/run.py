@@ -281,7 +281,7 @@ def final_evaluation(
         start = build_models(_solver_only(config, config.model.path), trainable=False, ranks=models.ranks)
         base_scores = test.scores(build_sampler(start, config).at(0))
     evaluation = test.compare(test.scores(sampler.at(0)), base_scores)
-    record = _record(evaluation, config, folder.path.name, config.model.path, config.evaluation.seed)
+    record = _record(evaluation, config, folder.model.name, config.model.path, config.evaluation.seed)
     models.ranks.first("writing the evaluation", lambda: write_json_atomic(folder.evaluation, record))
     return evaluation
 
