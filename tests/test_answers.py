@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparring.config import resolve
@@ -199,6 +199,7 @@ def test_questions_that_are_refused() -> None:
     assert len(questions_from(PromptSet(rows, "p.jsonl"), None, 2)) == 2
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text()), min_size=1, max_size=4))
 def test_a_chat_as_text_holds_every_message(messages: list[tuple[str, str]]) -> None:
     text = chat_text([{"role": role, "content": content} for role, content in messages])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -22,8 +24,10 @@ from scripted_chat import ChatServer, answers_of, status
 from sparring.cli import main
 from sparring.cli_evaluated import subject
 from sparring.evaluation.alpaca_eval.verdicts import is_switched
+from sparring.evaluation.document import KINDS
 from tiny_models import save_tiny_llama, save_tiny_reward
 
+ROOT = Path(__file__).parent.parent
 PROMPTS = [
     {"prompt": "What is 2 + 2?", "kind": "sums"},
     {"prompt": "Name a planet.", "kind": "facts"},
@@ -436,6 +440,7 @@ ALPACA = ("alpaca-eval", "one", "--base", "two", "--instructions", "set.json")
         (2, ("gsm8k", "one", "--samples", "2"), "several --samples at --temperature 0 are all equal"),
         (2, ("gsm8k", "one", "--pass-at", "2"), "--pass-at 2 needs a k from 1 to --samples, which is 1"),
         (2, ("gsm8k", "one", "--pass-at", "x"), "--pass-at reads like 1,5,10, not 'x'"),
+        (2, ("gsm8k", "one", "--base", "set.json"), "set.json is a file of answers, and gsm8k asks a model"),
         (1, ("gsm8k", "one", "--file", "nope.jsonl"), "there is no benchmark file nope.jsonl"),
         (1, ("gsm8k", "one", "--file", "prompts.jsonl"), "prompts.jsonl, line 1 has no field 'answer'"),
         (1, ("gsm8k", "one", "--base", "./nope", "--file", "set.jsonl"), "nope: no such folder"),
@@ -479,6 +484,14 @@ def test_a_judge_that_is_not_there(here: Path, monkeypatch: pytest.MonkeyPatch) 
     words = ("eval", *WIN, "--temperature", 1, "--n", 1, "--judge", "j", "--judge-url", "http://127.0.0.1:9")
     message = call(*words).stderr
     assert "the judge at http://127.0.0.1:9/v1/chat/completions" in message and "check --judge-url" in message
+
+
+def test_a_folders_split_is_called_by_its_flag(here: Path) -> None:
+    pytest.importorskip("datasets", reason="folders are read by an extra: pip install 'sparring[data]'")
+    (here / "sets").mkdir()
+    shutil.copy(here / "prompts.jsonl", here / "sets" / "train.jsonl")
+    message = refused(1, "eval", *WIN, *BY_LENGTH, "--prompts", "sets", "--split", "tran")
+    assert message == "--split: sets has no split 'tran'; did you mean 'train'?; it has: train"
 
 
 def test_empty_prompts_are_counted(here: Path) -> None:
@@ -537,3 +550,27 @@ def test_help_names_every_kind() -> None:
     for name in ("held-out", "win-rate", "alpaca-eval", "gsm8k", "math500", "humaneval", "ifeval", "lm-eval"):
         assert name in printed
         assert done("eval", name, "--help").output.startswith("Usage: ")
+
+
+def test_the_page_names_flags_that_are_there() -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    groups = [main, *(command for command in main.commands.values() if isinstance(command, click.Group))]
+    commands = [command for group in groups for command in group.commands.values()]
+    known = {name for command in commands for option in command.params for name in option.opts}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(r"pip install [^`]*", "", text)))
+    assert len(named) > 15 and named <= known
+    for kind in KINDS:
+        assert re.search(rf"^\| {kind} ", text, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_judging(tmp_path: Path, server: ChatServer) -> None:
+    script, out = ROOT / "benchmarks" / "judging.py", tmp_path / "rows.json"
+    words = (*("--url", server.url), *("--json", out), *("--pairs", 4), *("--rounds", 1), *("--concurrency", 2))
+    run = subprocess.run([sys.executable, script, *map(str, words)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["side"] for row in rows][:2] == ["bare httpx", "EndpointJudge"]
+    assert len(server.requests) == 4 * 3 * 2
+    bodies = [json.dumps(request, sort_keys=True) for request in server.requests]
+    assert len(set(bodies)) == 4, "all sides ask the same"

@@ -188,7 +188,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES | st.dictionaries(NAMES, VALUES, min_size=1))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_row_is_read_or_named(tmp_path: Path, record: Any) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([record, {"prompt": "a"}]))

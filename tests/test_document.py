@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparring.evaluation.accuracy import harness_document
@@ -83,6 +83,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["metric", "overall", "subsets", "settings", "base", "n", "win_rate", "ci95"]), JSON)
 def test_any_content_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, key: str, value: Any) -> None:
     content = {**MINIMAL, key: value} if key not in RATE else {**MINIMAL, "overall": {**RATE, key: value}}
@@ -93,6 +94,7 @@ def test_any_content_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory
         assert str(path) in str(error)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=100))
 def test_a_slug_names_a_file(name: str) -> None:
     made = slug(name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparring.cli_alpaca import alpaca_eval
-from sparring.cli_evaluated import answered, going_on, named, opponent, quiet_screen, subject
+from sparring.cli_evaluated import answered, going_on, is_answers, named, opponent, quiet_screen, subject
 from sparring.cli_judges import Judging, judge_options
 from sparring.cli_settings import OVERRIDES
 from sparring.console import debug_option, shown
@@ -237,8 +237,10 @@ def _benchmark(name: str, about: str) -> click.Command:
         if given["samples"] > 1 and given["temperature"] == 0:
             raise click.UsageError("several --samples at --temperature 0 are all equal: raise it")
         asked = subject(model, overrides)
-        if given["base"] is not None:
-            opponent(asked, given["base"])
+        base = None if given["base"] is None else opponent(asked, given["base"])
+        for path in (asked.path, base):
+            if path is not None and is_answers(path):
+                raise click.UsageError(f"{path} is a file of answers, and {name} asks a model")
         folder = asked.folder(out)
         with quiet_screen(name) as (console, say), going_on(folder):
             from sparring.evaluation.accuracy import measure

@@ -91,8 +91,9 @@ def subject(run_or_model: str, overrides: tuple[str, ...], *, recipe: str = "lsp
     if is_answers(run_or_model) and not path.is_file():
         raise click.UsageError(f"{run_or_model}: no such file of answers")
     # remote_code is checked against it. Quoted as YAML, so that a folder called null stays a text.
-    model = f"model.path={json.dumps(run_or_model, ensure_ascii=False)}"
-    return Subject(run_or_model, None, None, resolve(settings_of(recipe, preset), None, (model, *overrides)))
+    name = str(path) if path.is_dir() else run_or_model
+    model = f"model.path={json.dumps(name, ensure_ascii=False)}"
+    return Subject(name, None, None, resolve(settings_of(recipe, preset), None, (model, *overrides)))
 
 
 def opponent(asked: Subject, base: str | None, options: str = "--base MODEL") -> str:

@@ -98,7 +98,7 @@ def evaluate(
         raise ValueError(f"the {config.game.domain} domain has no held-out test with a verifier: nothing to compare on")
     scores = []
     for path in (base, model):
-        models = build_models(_solver_only(config, path), trainable=False)
+        models = build_models(_solver_only(config, path, own=path in (model, config.model.path)), trainable=False)
         scores.append(test.scores(build_sampler(models, config).at(0)))
     evaluation = test.compare(scores[1], scores[0])
     return evaluation, _record(evaluation, config, model, base, seed)
@@ -278,7 +278,7 @@ def final_evaluation(
     if models.reference is not None and config.model.reference is None:
         base_scores = test.scores(sampler.at(0), "reference")
     else:
-        start = build_models(_solver_only(config, config.model.path), trainable=False, ranks=models.ranks)
+        start = build_models(_solver_only(config, config.model.path, own=True), trainable=False, ranks=models.ranks)
         base_scores = test.scores(build_sampler(start, config).at(0))
     evaluation = test.compare(test.scores(sampler.at(0)), base_scores)
     record = _record(evaluation, config, folder.model.name, config.model.path, config.evaluation.seed)
@@ -293,11 +293,15 @@ def _record(evaluation: Evaluation, config: RunConfig, model: str, base: str, se
     return document("held-out", name, "win_rate", model=model, base=base, body=body, settings=settings)
 
 
-def _solver_only(config: RunConfig, path: str) -> RunConfig:
-    """The configuration with another model and nothing that needs a frozen reference."""
+def _solver_only(config: RunConfig, path: str, *, own: bool) -> RunConfig:
+    """The configuration with another model and nothing that needs a frozen reference.
+
+    own: whether the run's revision, chat template and trusted code are that model's too.
+    """
+    others = {} if own else {"revision": None, "chat_template": None, "remote_code": None}
     return config.model_copy(
         update={
-            "model": config.model.model_copy(update={"path": path, "reference": None}),
+            "model": config.model.model_copy(update={"path": path, "reference": None, **others}),
             "game": config.game.model_copy(update={"kind": "grpo", "challenge": ChallengeConfig()}),
             "learner": config.learner.model_copy(update={"beta": 0.0}),
         }

@@ -29,7 +29,7 @@ class CacheError(JudgeError):
 
 
 class VerdictCache:
-    """An SQLite file of verdicts by `key_of`. Each is on the disk when `put` returns; several processes may share it.
+    """An SQLite file of verdicts by `key_of`. Each outlives the process when `put` returns; several processes may share it.
 
     Args:
         path: the file; made, with its folder, where there is none.
@@ -80,6 +80,7 @@ class VerdictCache:
         if not new and version != VERSION:
             raise CacheError(f"{self.path} is a cache of version {version}, not {VERSION}; name another by {SETTING}")
         self._file.execute("PRAGMA journal_mode = WAL")
+        self._file.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing, only a power cut may
         if new:
             self._make()
         (state,) = self._file.execute("PRAGMA quick_check(1)").fetchone()
