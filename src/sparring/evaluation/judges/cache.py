@@ -29,7 +29,7 @@ class CacheError(JudgeError):
 
 
 class VerdictCache:
-    """An SQLite file of verdicts by `key_of`. Each outlives the process when `put` returns; several processes may share it.
+    """An SQLite file of verdicts by `key_of`, each of which outlives the process; several processes may share it.
 
     Args:
         path: the file; made, with its folder, where there is none.
