@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
@@ -117,6 +121,39 @@ def test_what_is_kept_is_not_asked_again_and_what_is_too_long_is_unparsed(url: s
     assert "context length" in verdicts[-1].text
     assert judge.estimate([*PAIRS[:3], LONG]) == Cost(0, 0, 0, saved=4)
     judge.close()
+
+
+def served(url: str) -> int:
+    """Requests that the server has answered so far, by its own count."""
+    lines = httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text.splitlines()
+    return round(sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:request_success_total{")))
+
+
+def test_a_command_killed_half_way_asks_nothing_twice(url: str, tmp_path: Path) -> None:
+    """`sparring eval win-rate` before the server: kill -9 among the verdicts, then the same command again."""
+    count, at_once = 60, 2
+    for name in ("mine", "base"):
+        rows = [{"instruction": f"Q{n}?", "output": f"{name} {n}", "generator": name} for n in range(count)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    asked = [json.dumps({"prompt": f"Q{n}?"}) for n in range(count)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(asked))
+    words = ["eval", "win-rate", "mine.json", "--base", "base.json", "--prompts", "prompts.jsonl", "--out", "out"]
+    words += ["--judge", "judge", "--judge-url", url, "--concurrency", str(at_once)]
+    command = [sys.executable, "-m", "sparring", *words]
+    before = served(url)
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while served(url) - before < 20:
+        assert process.poll() is None
+    process.kill()
+    process.wait(30)
+    assert not list((tmp_path / "out").glob("win-rate*.json"))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 2 * count <= served(url) - before <= 2 * count + at_once  # those in flight may be asked again
+    after = served(url)
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert served(url) == after
 
 
 def test_a_model_that_is_not_there_is_named(url: str) -> None:
