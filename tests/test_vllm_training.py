@@ -96,42 +96,42 @@ def test_a_server_killed_in_a_run_ends_it_by_name_and_the_run_goes_on(adapters: 
     assert [row["step"] for row in RunFolder(out).read_metrics()] == list(range(7))
 
 
-def test_a_trainer_killed_in_a_run_goes_on(adapters: RolloutServer, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    given = ("steps=6", "checkpoint.every=1", *settings(adapters.up(), "lora"), "evaluation.final_n=3", "threads=1")
+def killed_in_a_run(out: Path, *given: str) -> None:
+    """A run from the command line, killed -9 after its third step."""
     command = [str(Path(sys.executable).with_name("sparring")), "train", "lsp", "--out", str(out), *given]
-    process = subprocess.Popen(
-        [*command, "game.n_queries=6", "game.n_answers=3"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    short = (
+        "steps=6",
+        "checkpoint.every=1",
+        "evaluation.final_n=3",
+        "threads=1",
+        "game.n_queries=6",
+        "game.n_answers=3",
     )
+    process = subprocess.Popen([*command, *short], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while len(RunFolder(out).read_metrics()) < 4:
         assert process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def goes_on(out: Path) -> None:
     assert resume(out) is not None
     rows = RunFolder(out).read_metrics()
     assert [row["step"] for row in rows] == list(range(7))
     assert max(figures(rows, "sampler_gap/probe")) < 1e-3
+
+
+def test_a_trainer_killed_in_a_run_goes_on(adapters: RolloutServer, tmp_path: Path) -> None:
+    killed_in_a_run(tmp_path / "run", *settings(adapters.up(), "lora"))
+    goes_on(tmp_path / "run")
 
 
 def test_full_fine_tuning_goes_on_after_trainer_and_server_were_killed(whole: RolloutServer, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    given = ("steps=6", "checkpoint.every=1", *settings(whole.up(), "full"), "evaluation.final_n=3", "threads=1")
-    command = [str(Path(sys.executable).with_name("sparring")), "train", "lsp", "--out", str(out), *given]
-    process = subprocess.Popen(
-        [*command, "game.n_queries=6", "game.n_answers=3"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while len(RunFolder(out).read_metrics()) < 4:
-        assert process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    killed_in_a_run(tmp_path / "run", *settings(whole.up(), "full"))
     whole.kill()
     whole.up()
-    assert resume(out) is not None
-    rows = RunFolder(out).read_metrics()
-    assert [row["step"] for row in rows] == list(range(7))
-    assert max(figures(rows, "sampler_gap/probe")) < 1e-3
+    goes_on(tmp_path / "run")
 
 
 def test_an_update_that_does_not_land_stops_the_run(
