@@ -2,64 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from scripted_http import Answering, Listening
 
 Reply = Callable[["Handler", dict[str, Any]], None]
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     """Answers chat completions by the server's script; once that is used up, by its `usual`."""
 
     server: ChatServer  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def answer(self, request: Any) -> None:
         with self.server.lock:
             self.server.seen.append((self.path, dict(self.headers)))
             self.server.requests.append(request)
             reply = self.server.script.pop(0) if self.server.script else self.server.usual
         reply(self, request)
 
-    def send(self, status: int, body: Any, **headers: str) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        try:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(data)), **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            self.wfile.write(data)
-        except OSError:  # the client has gone, as some tests want
-            pass
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name in the base class
-        pass
-
-
-class ChatServer(ThreadingHTTPServer):
-    """On a free port until `stop`."""
+class ChatServer(Listening):
+    """Keeps what it was asked."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
         self.usual: Reply = prefers_more_words
         self.script: list[Reply] = []
         self.requests: list[dict[str, Any]] = []
         self.seen: list[tuple[str, dict[str, str]]] = []
-        self.lock, self.released = threading.Lock(), threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self.released.set()
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
+        super().__init__(Handler)
 
     def asked(self) -> list[str]:
         """The user messages, in the order they came."""

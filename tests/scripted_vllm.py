@@ -2,59 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections import deque
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
+
+from scripted_http import Answering, Listening
 
 Reply = Callable[["Handler", Any], None]
 MAX_ROWS = 4
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     """Answers by the server's script for the path, once that is used up as vLLM would."""
 
     server: ScriptedVllm
 
-    def do_GET(self) -> None:
-        self._answer(None)
-
-    def do_POST(self) -> None:
-        data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self._answer(json.loads(data) if data else None)
-
-    def send(self, status: int, body: Any = b"", **headers: str) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        try:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(data)), **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            self.wfile.write(data)
-        except OSError:  # the client has gone, as some tests want
-            pass
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-    def _answer(self, body: Any) -> None:
+    def answer(self, request: Any) -> None:
         path = urlsplit(self.path).path
         with self.server.lock:
-            self.server.seen.append((path, body))
+            self.server.seen.append((path, request))
             self.server.keys.append(self.headers.get("Authorization"))
             script = self.server.scripts.get(path)
             reply = script.popleft() if script else self.server.always.get(path, usual)
-        reply(self, body)
+        reply(self, request)
 
 
-class ScriptedVllm(ThreadingHTTPServer):
+class ScriptedVllm(Listening):
     """On a free port, or on a given one."""
 
     def __init__(self, root: str = "org/model", *, port: int = 0, lora: bool = True, device: str = "cuda") -> None:
-        self.daemon_threads = True
         self.root, self.lora, self.device = root, lora, device
         self.chunked = False
         self.logprobs_mode = "processed_logprobs"
@@ -64,13 +41,8 @@ class ScriptedVllm(ThreadingHTTPServer):
         self.always: dict[str, Reply] = {}
         self.seen: list[tuple[str, Any]] = []
         self.keys: list[str | None] = []
-        self.lock, self.released = threading.Lock(), threading.Event()
         self.writing = self.most_writing = 0
-        super().__init__(("127.0.0.1", port), Handler)
-        self.port = self.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
+        super().__init__(Handler, port)
 
     def script(self, path: str, *replies: Reply) -> None:
         """What the next requests to a path are answered with."""
@@ -84,12 +56,6 @@ class ScriptedVllm(ThreadingHTTPServer):
         """As a process started anew would be."""
         self.label, self.weights = "default", self.root
         self.adapters.clear()
-
-    def stop(self) -> None:
-        self.released.set()
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
 
 
 def usual(handler: Handler, body: Any) -> None:

@@ -1,11 +1,11 @@
 """AlpacaEval's published figures from its stored verdicts, where the (non-commercial) data is there."""
 
 import csv
-import os
 from pathlib import Path
 
 import pytest
 
+from real_data import real_data
 from sparring.evaluation.alpaca_eval.data import SUBSETS, load_instructions
 from sparring.evaluation.alpaca_eval.figures import figures, figures_by_subset
 from sparring.evaluation.alpaca_eval.length import published, read_difficulty, read_weights, refit
@@ -16,12 +16,7 @@ VERSIONS = {"ae1": 4, "ae2": 5}
 
 @pytest.fixture(scope="module")
 def data() -> Path:
-    """Where SPARRING_DATA names a folder with the data sets; SPARRING_REQUIRE_DATA=1 makes its absence a failure."""
-    folder = Path(os.environ.get("SPARRING_DATA", "")) / "alpaca_eval"
-    if not (folder / "eval_set.jsonl").is_file():
-        assert os.environ.get("SPARRING_REQUIRE_DATA") != "1", f"SPARRING_DATA: there is no {folder}"
-        pytest.skip("SPARRING_DATA names no folder with alpaca_eval/eval_set.jsonl")
-    return folder
+    return real_data("alpaca_eval", "eval_set.jsonl").parent
 
 
 def files(data: Path, version: str) -> list[Path]:

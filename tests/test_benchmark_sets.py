@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from real_data import real_data
 from sandboxed import sandbox_or_skip
 from scripted import ScriptedSampler
 from sparring.domains import TestItem
@@ -304,17 +304,8 @@ def test_humaneval_hands_programs_with_their_tests_to_the_sandbox(tmp_path: Path
 # --- the whole sets ----------------------------------------------------------------------------------
 
 
-def data_file(name: str) -> Path:
-    """Where SPARRING_DATA names a folder with the data sets; SPARRING_REQUIRE_DATA=1 makes its absence a failure."""
-    path = Path(os.environ.get("SPARRING_DATA", "")) / "benchmarks" / name
-    if not path.is_file():
-        assert os.environ.get("SPARRING_REQUIRE_DATA") != "1", f"SPARRING_DATA: there is no {path}"
-        pytest.skip(f"SPARRING_DATA names no folder with benchmarks/{name}")
-    return path
-
-
 def test_gsm8ks_own_solutions_are_right_and_corrupted_ones_wrong() -> None:
-    path, benchmark = data_file("gsm8k_test.jsonl"), GSM8K()
+    path, benchmark = real_data("benchmarks", "gsm8k_test.jsonl"), GSM8K()
     items = benchmark.load(str(path))
     solutions = [json.loads(line)["answer"] for line in path.read_text(encoding="utf-8").splitlines()]
     corrupted = [re.sub(r"#### (-?)", r"#### \g<1>1", text) for text in solutions]
@@ -324,7 +315,7 @@ def test_gsm8ks_own_solutions_are_right_and_corrupted_ones_wrong() -> None:
 
 
 def test_math500s_own_solutions_are_right_and_corrupted_ones_wrong() -> None:
-    path, benchmark = data_file("math500_test.jsonl"), Math500()
+    path, benchmark = real_data("benchmarks", "math500_test.jsonl"), Math500()
     pytest.importorskip("math_verify", reason="math-verify is not installed (the extra `verify`)")
     items = benchmark.load(str(path))
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -345,7 +336,7 @@ def _corrupted(answer: str) -> str:
 
 
 def test_humanevals_own_solutions_pass_in_the_sandbox_and_empty_ones_fail() -> None:
-    path = data_file("HumanEval.jsonl.gz")
+    path = real_data("benchmarks", "HumanEval.jsonl.gz")
     benchmark = HumanEval(sandbox_or_skip())
     items = benchmark.load(str(path))
     rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
@@ -360,7 +351,7 @@ def test_humanevals_own_solutions_pass_in_the_sandbox_and_empty_ones_fail() -> N
 
 def test_all_of_ifevals_rows_can_be_checked() -> None:
     benchmark = IFEval()
-    items = benchmark.load(str(data_file("ifeval_input_data.jsonl")))
+    items = benchmark.load(str(real_data("benchmarks", "ifeval_input_data.jsonl")))
     names = [name for item in items for name in item.columns["instructions"].names]
     assert (len(items), len(names), len(set(names))) == (541, 834, 25)
     results = benchmark.score(items, [[""] for _ in items])

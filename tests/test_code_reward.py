@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from real_data import real_data
 from sandboxed import sandbox_or_skip
 from sparring.lm.base import SamplingParams
 from sparring.rewards import code as code_module
@@ -232,11 +231,7 @@ ANYTHING = """    class Anything(list):
 
 
 def test_humanevals_own_solutions_are_paid_and_an_answer_equal_to_anything_is_not(sandbox: Sandbox) -> None:
-    """Where SPARRING_DATA names a folder with the data sets; SPARRING_REQUIRE_DATA=1 makes its absence a failure."""
-    path = Path(os.environ.get("SPARRING_DATA", "")) / "benchmarks" / "HumanEval.jsonl.gz"
-    if not path.is_file():
-        assert os.environ.get("SPARRING_REQUIRE_DATA") != "1", f"SPARRING_DATA: there is no {path}"
-        pytest.skip("SPARRING_DATA names no folder with benchmarks/HumanEval.jsonl.gz")
+    path = real_data("benchmarks", "HumanEval.jsonl.gz")
     rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()][::8]
     answers = [row["canonical_solution"] for row in rows] + [ANYTHING] * len(rows)
     columns = {name: [row[name] for row in rows] * 2 for name in ("prompt", "test", "entry_point")}

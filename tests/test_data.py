@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from real_data import real_data
 from sparring.data import PromptSet, Row
 from sparring.data import load_prompts as load
 from sparring.report.run import read_run
@@ -368,11 +368,7 @@ def test_what_the_hub_refuses_names_the_setting(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_the_real_alpaca_file() -> None:
-    """Where SPARRING_DATA names a folder with the data sets; SPARRING_REQUIRE_DATA=1 makes its absence a failure."""
-    path = Path(os.environ.get("SPARRING_DATA", "")) / "alpaca" / "alpaca_subset.jsonl"
-    if not path.is_file():
-        assert os.environ.get("SPARRING_REQUIRE_DATA") != "1", f"SPARRING_DATA: there is no {path}"
-        pytest.skip("SPARRING_DATA names no folder with alpaca/alpaca_subset.jsonl")
+    path = real_data("alpaca", "alpaca_subset.jsonl")
     prompts = load_prompts(path)
     lines = path.read_text(encoding="utf-8").split("\n")
     records = [json.loads(line) for line in lines if line.strip()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import signal
@@ -21,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripted_chat import ChatServer, Handler, Reply, answers, completion, drops, slow, status, weighted
+from scripted_http import PROXIES
 from sparring.evaluation.judges.base import Cost, JudgeError, Pair, Verdict
 from sparring.evaluation.judges.cache import VerdictCache
 from sparring.evaluation.judges.endpoint import LONGEST_WAIT, OPENAI, EndpointJudge
@@ -29,7 +29,6 @@ from sparring.evaluation.judges.styles import Ranked, Weighted
 from sparring.evaluation.judges.templates import Template
 
 KEY, SECRET = "JUDGE_TEST_KEY", "sk-a-secret-that-is-nobodys-business"
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 PAIR = Pair("Which planet is the largest?", "Jupiter", "Jupiter it is", key="17")
 PLAIN = Template.parse("{instruction}|{output_1}|{output_2}", "plain")
 FIRST = "[{'model': 'model_1', 'rank': 1}, {'model': 'model_2', 'rank': 2}]"
@@ -37,7 +36,7 @@ FIRST = "[{'model': 'model_1', 'rank': 1}, {'model': 'model_2', 'rank': 2}]"
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", KEY, *PROXIES, "NO_PROXY", "no_proxy"):
+    for name in ("OPENAI_API_KEY", KEY, *PROXIES):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -46,18 +45,6 @@ def server() -> Iterator[ChatServer]:
     running = ChatServer()
     yield running
     running.stop()
-
-
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between attempts, which then take no time."""
-    asked: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        asked.append(seconds)
-
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    return asked
 
 
 Make = Callable[..., EndpointJudge]

@@ -355,9 +355,10 @@ def test_nothing_of_the_machine_is_there(sandbox: Sandbox, tmp_path: Path, monke
     secret = tmp_path / "secret"
     secret.write_text("secret")
     monkeypatch.setenv("SPARRING_SECRET", "secret")
+    home = str(Path.home() / ".ssh")
     source = f"""
 import os, pathlib
-for path in ("/etc/shadow", "/etc/passwd", "/root/.ssh", "/home", "/var", "/sys", "/run", "/boot", "/opt", "/mnt",
+for path in ("/etc/shadow", "/etc/passwd", {home!r}, "/home", "/var", "/sys", "/run", "/boot", "/opt", "/mnt",
              "/dev/sda", "/dev/mem", "/dev/tty", {str(secret)!r}, {str(Path(__file__).resolve())!r}):
     if pathlib.Path(path).exists(): print(path)
 print("SPARRING_SECRET" in os.environ or "PYTHONPATH" in os.environ)

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripted import turn_of
+from scripted_http import PROXIES, Answering, Listening
 from sparring.http import is_loopback
 from sparring.lm.base import SamplingParams
 from sparring.rewards.base import Reward, RewardError
@@ -30,7 +30,6 @@ from tiny_models import chat_tokenizer, save_tiny_reward
 
 TOKENIZER = chat_tokenizer("llama3")
 ROLE = Role("solver", "{{ query }}", SamplingParams(8))
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 Reply = Callable[["Handler", dict[str, Any]], None]
 
 
@@ -39,57 +38,31 @@ def score_of(ids: list[int]) -> float:
     return sum(ids) / 100 - len(ids)
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     """Answers /v1/models, and /classify by the server's script, once that is used up with scores."""
 
     server: Server
 
-    def do_GET(self) -> None:
+    def answer(self, request: Any) -> None:
         self.server.seen.append((self.path, dict(self.headers)))
-        self.send(*self.server.models)
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if request is None:
+            self.send(*self.server.models)
+            return
         with self.server.lock:
-            self.server.seen.append((self.path, dict(self.headers)))
             self.server.requests.append(request)
             reply = self.server.script.pop(0) if self.server.script else good
         reply(self, request)
 
-    def send(self, status: int, body: Any, **headers: str) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        try:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(data)), **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            self.wfile.write(data)
-        except OSError:  # the client has gone, as some tests want
-            pass
 
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    """A server on a free port that keeps what it was asked."""
+class Server(Listening):
+    """Keeps what it was asked."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
         self.models: tuple[int, Any] = (200, {"data": [{"id": "rm", "max_model_len": 64}]})
         self.script: list[Reply] = []
         self.requests: list[dict[str, Any]] = []
         self.seen: list[tuple[str, dict[str, str]]] = []
-        self.lock, self.released = threading.Lock(), threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self.released.set()
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
+        super().__init__(Handler)
 
 
 def good(handler: Handler, request: dict[str, Any]) -> None:
@@ -115,7 +88,7 @@ def drops(handler: Handler, request: dict[str, Any]) -> None:
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (API_KEY, *PROXIES, "NO_PROXY", "no_proxy"):
+    for name in (API_KEY, *PROXIES):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -124,18 +97,6 @@ def server() -> Iterator[Server]:
     running = Server()
     yield running
     running.stop()
-
-
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between attempts, which then take no time."""
-    asked: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        asked.append(seconds)
-
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    return asked
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import resource
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from conftest import Recorder, assert_same_run, small_run, untimed
+from ranks import PROCESSES
 from sparring.checkpoint import CheckpointError
 from sparring.learner import DivergedError
 from sparring.rewards.base import RewardError
@@ -26,21 +26,6 @@ from sparring.run import resume, train
 from sparring.runfolder import RunFolder, RunFolderError
 from sparring.settings import RunConfig
 
-# Forked from a server that has imported everything and computed nothing, so that a start takes no time.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [
-        "sparring.run",
-        "sparring.recipes",
-        "sparring.lm.llama_generate",
-        "sparring.lm.llama_score",
-        "sparring.lm.generic",
-        "transformers.models.llama.modeling_llama",
-        "pyarrow.parquet",
-        "scipy.stats",
-        "pytest",
-    ]
-)
 FAILED, STOPPED = 1, 3
 
 

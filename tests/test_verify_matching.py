@@ -6,11 +6,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from real_data import real_data
 from scripted import turn_of
 from sparring.lm.base import SamplingParams
 from sparring.rewards import verifiable
@@ -317,11 +317,7 @@ def test_ifeval_pays_the_share_of_instructions() -> None:
 
 
 def benchmark_rows(name: str) -> list[dict[str, Any]]:
-    """Where SPARRING_DATA names a folder with the data sets; SPARRING_REQUIRE_DATA=1 makes its absence a failure."""
-    path = Path(os.environ.get("SPARRING_DATA", "")) / "benchmarks" / name
-    if not path.is_file():
-        assert os.environ.get("SPARRING_REQUIRE_DATA") != "1", f"SPARRING_DATA: there is no {path}"
-        pytest.skip(f"SPARRING_DATA names no folder with benchmarks/{name}")
+    path = real_data("benchmarks", name)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 

@@ -105,3 +105,17 @@ def deal(costs: Sequence[float], hands: int) -> list[list[int]]:
         dealt[hand].append(index)
         heapq.heappush(loads, (load + costs[index], hand))
     return [sorted(indices) for indices in dealt]
+
+
+def undeal(dealt: Sequence[Sequence[int]], shares: Sequence[Sequence[T]]) -> list[T]:
+    """What each hand made of the pieces that `deal` gave it, in the pieces' order.
+
+    >>> undeal([[0, 3], [1, 2]], ["ad", "bc"])
+    ['a', 'b', 'c', 'd']
+    """
+    found = {
+        index: made
+        for indices, share in zip(dealt, shares, strict=True)
+        for index, made in zip(indices, share, strict=True)
+    }
+    return [found[index] for index in range(len(found))]

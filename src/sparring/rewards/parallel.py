@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from sparring.memory import SCORING, budgeted
-from sparring.parallel.ranks import Ranks, deal
+from sparring.parallel.ranks import Ranks, deal, undeal
 from sparring.rewards.base import Reward, RewardFunction
 from sparring.rewards.preference import Conversation
 from sparring.types import Turn
@@ -80,14 +80,10 @@ class SplitPreference:
                 return self._model(asked, given, [conversations[index] for index in mine]) if mine else []
 
         met = self._ranks.together("scoring", score)
-        scores = {
-            index: score
-            for indices, share in zip(dealt, met, strict=True)
-            for index, score in zip(indices, share, strict=True)
-        }
-        self._read += len(conversations)
-        self._over_long += sum(score is None for score in scores.values())
-        return [scores[index] for index in range(len(conversations))]
+        scores = undeal(dealt, met)
+        self._read += len(scores)
+        self._over_long += scores.count(None)
+        return scores
 
     def drain(self) -> dict[str, float]:
         """`over_long`: the share of all ranks' conversations not scored since the last call."""

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import httpx
 
-from sparring.http import refusal, retry_after
+from sparring.http import each, refusal, retry_after
 from sparring.lm.base import Completion, SamplingParams
 from sparring.lm.hub import is_adapter
 from sparring.rollout.base import EngineInfo, check_request, read_completion, request_fields
@@ -131,22 +131,15 @@ class ServerEngine:
         """The completions of each prompt with its sampling fields; what was answered before a loss is kept."""
         answers: dict[int, list[Completion]] = {}
 
-        async def ask(index: int, free: asyncio.Semaphore) -> None:
+        async def ask(index: int) -> None:
             ids, sampling = fields[index]
             model = self._trained if adapter else self.info.model
-            async with free:
-                request = {"model": model, "token_ids": ids, "sampling_params": sampling}
-                answers[index] = await self._answer(request, sampling["n"])
+            request = {"model": model, "token_ids": ids, "sampling_params": sampling}
+            answers[index] = await self._answer(request, sampling["n"])
 
         async def ask_all() -> None:
-            free = asyncio.Semaphore(self._concurrency)
-            tasks = [asyncio.ensure_future(ask(i, free)) for i in range(len(fields)) if i not in answers]
-            try:
-                await asyncio.gather(*tasks)
-            finally:  # where one has failed, the others are not left behind
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            missing = [index for index in range(len(fields)) if index not in answers]
+            await each(missing, ask, at_once=self._concurrency)
 
         def settled_and_asked() -> None:
             self._settle()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sparring.lm.base import Completion, SamplingParams
-from sparring.parallel.ranks import deal
+from sparring.parallel.ranks import deal, undeal
 from sparring.rollout.base import EngineError, RolloutEngine
 
 T = TypeVar("T")
@@ -49,12 +49,7 @@ class Engines:
             return engine.generate(asked, n, params, drawn, adapter=adapter)
 
         written = self._all([lambda e=e, m=m: write(e, m) for e, m in zip(self._engines, dealt, strict=True)])
-        rows = {
-            index: row
-            for indices, share in zip(dealt, written, strict=True)
-            for index, row in zip(indices, share, strict=True)
-        }
-        return [rows[index] for index in range(len(prompts))]
+        return undeal(dealt, written)
 
     def update(self, folder: Path, version: int) -> None:
         """See `base.RolloutEngine.update`. Where one refuses, others may have the new weights."""

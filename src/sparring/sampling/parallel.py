@@ -9,7 +9,7 @@ from pathlib import Path
 from sparring.lm.base import Completion, SamplingParams
 from sparring.memory import SAMPLING, budgeted
 from sparring.models import Models
-from sparring.parallel.ranks import Ranks, deal
+from sparring.parallel.ranks import Ranks, deal, undeal
 from sparring.rollout.base import EngineInfo, RolloutEngine
 from sparring.sampling.seeds import Draws
 from sparring.sampling.turns import Ids, Writer
@@ -43,12 +43,7 @@ class ParallelWriter:
 
         with self._gathered(model):
             met = self._ranks.together("sampling", write)
-        rows = {
-            index: row
-            for indices, share in zip(dealt, met, strict=True)
-            for index, row in zip(indices, share, strict=True)
-        }
-        return [rows[index] for index in range(len(prompts))]
+        return undeal(dealt, met)
 
     def updated(self, version: int) -> dict[str, float]:
         """See `sampling.turns.Writer.updated`."""

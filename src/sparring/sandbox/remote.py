@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from sparring.http import Loop, Passing, address, described, headers, is_loopback, refusal, retried, retry_after
+from sparring.http import Loop, Passing, address, described, each, headers, is_loopback, refusal, retried, retry_after
 from sparring.sandbox import inside
 from sparring.sandbox.base import MIB, Ending, Limits, Outcome, Program, SandboxError
 from sparring.sandbox.protocol import MARKS, Written, task_of
@@ -94,19 +94,7 @@ class Remote:
             raise self._error(f"can't run the simplest program ({said[-500:]})")
 
     async def _outcomes(self, programs: Sequence[Program]) -> list[Outcome]:
-        free = asyncio.Semaphore(self._workers)
-
-        async def outcome(program: Program) -> Outcome:
-            async with free:
-                return await self._outcome(program)
-
-        tasks = [asyncio.ensure_future(outcome(program)) for program in programs]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:  # where one has failed, the others are not left behind
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await each(programs, self._outcome, at_once=self._workers)
 
     async def _outcome(self, program: Program) -> Outcome:
         task, start = task_of(program, self._limits), monotonic()

@@ -33,9 +33,10 @@ class RewardJudge:
         self.name = reward.name
 
     def estimate(self, pairs: Sequence[Pair]) -> Cost:
-        """Two calls a pair: each answer is scored."""
-        texts = [text for pair in pairs for text in (pair.instruction, pair.first, pair.instruction, pair.second)]
-        return Cost(2 * len(pairs), about_tokens(*texts), 0)
+        """A call for each answer that `judge` scores."""
+        batches = [pairs[start : start + AT_ONCE] for start in range(0, len(pairs), AT_ONCE)]
+        keys = [key for batch in batches for key in {_key(p, text) for p in batch for text in (p.first, p.second)}]
+        return Cost(len(keys), about_tokens(*(text for key in keys for text in key[:2])), 0)
 
     def judge(self, pairs: Sequence[Pair], arrived: Arrived | None = None) -> list[Verdict]:
         """See `Judge.judge`. Raises RewardError where the reward does."""
@@ -52,10 +53,15 @@ class RewardJudge:
         self._reward.close()
 
     def _compared(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        queries = [pair.instruction for pair in pairs for _ in range(2)]
-        answers = [_turn(pair, text) for pair in pairs for text in (pair.first, pair.second)]
-        scores = self._reward(queries, answers)
-        return [_verdict(first, second) for first, second in zip(scores[::2], scores[1::2], strict=True)]
+        """Each answer is scored once, however often it is shown: a pair mostly comes in both orders."""
+        turns = {_key(pair, text): _turn(pair, text) for pair in pairs for text in (pair.first, pair.second)}
+        given = self._reward([instruction for instruction, _, _ in turns], list(turns.values()))
+        scores = dict(zip(turns, given, strict=True))
+        return [_verdict(scores[_key(pair, pair.first)], scores[_key(pair, pair.second)]) for pair in pairs]
+
+
+def _key(pair: Pair, text: str) -> tuple[str, str, int]:
+    return pair.instruction, text, id(pair.columns)
 
 
 def _verdict(first: float | None, second: float | None) -> Verdict:
