@@ -163,6 +163,8 @@ def run(job: Job, out: Path) -> str:
         "checkpoint.every=0",
         "checkpoint.turns_every=0",
         "threads=1",
+        "health.on_alarm=go_on",  # what collapses is shown collapsing
+        "health.match_every=0",
     )
     config = resolve(recipe(job.arm.recipe, job.arm.preset), None, settings)
     folder_path = out / "runs" / job.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sparring.settings import RunConfig
 from sparring.types import Payoffs, Turn
 
 logging.disable_progress_bar()
+os.environ["SPARRING_TRACKERS"] = "none"  # the same tests with trackio and without; children inherit it
 
 SMALL = (
     "steps=6",
@@ -34,6 +36,7 @@ SMALL = (
     "evaluation.n=3",
     "evaluation.final_n=3",
     "checkpoint.every=0",
+    "health.match_every=0",
 )
 """A run of about a second on the shipped model, with everything in it."""
 

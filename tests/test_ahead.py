@@ -46,6 +46,20 @@ def test_ahead_of_time_turns_are_one_update_old(overlap: bool, wrote: list[int])
     assert stale == ([0, 1, 1, 1] if overlap else [None] * 4)
 
 
+def test_what_was_played_ahead_can_be_dropped_and_the_step_before_played_again() -> None:
+    sampler = Versions()
+    played = rollouts(lambda step: [(step, sampler.version)], sampler, overlap=True)
+    played.turns(1)
+    played.begin(2)
+    played.turns(2)
+    played.begin(3)
+    played.drop()
+    turns, figures = played.turns(2)
+    played.close()
+    assert turns == [(2, 1)]
+    assert figures["rollout/staleness"] == 0
+
+
 def test_an_error_ahead_of_time_is_raised_where_its_turns_are_asked_for() -> None:
     def play(step: int) -> list[Any]:
         if step == 2:
@@ -73,7 +87,8 @@ def test_a_run_whose_time_is_up_waits_for_the_step_that_is_being_played(
         assert busy.acquire(blocking=False), "two threads ask one sampler"
         try:
             threads.append(threading.get_ident())
-            time.sleep(0.05)
+            ahead = threading.current_thread() is not threading.main_thread()
+            time.sleep(1.5 if ahead else 0)  # longer than the update and the saving beside it
             return original(self, *args, **kwargs)
         finally:
             busy.release()

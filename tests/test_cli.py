@@ -66,7 +66,7 @@ def refused(code: int, *words: object) -> str:
 
 def test_help_and_version_name_the_commands() -> None:
     text = sparring("--help").output
-    for name in ("demo", "train", "eval", "report", "recipes"):
+    for name in ("demo", "train", "eval", "report", "samples", "recipes"):
         assert f"\n  {name} " in text
         assert sparring(name, "--help").exit_code == 0
     assert importlib.metadata.version("sparring") in sparring("--version").output

@@ -15,7 +15,9 @@ import pytest
 
 from conftest import Recorder, small_run
 from ranks import Started, on_ranks
+from ringing import ring
 from sparring.arena import model_path
+from sparring.health.rules import Level
 from sparring.rollout.folders import prepare_folder
 from sparring.rollout.server import ServerEngine
 from sparring.run import resume, train
@@ -157,6 +159,27 @@ def test_overlap_is_one_update_stale_and_says_so(adapters: RolloutServer, tmp_pa
     assert [row["rollout/staleness"] for row in rows] == [0, 1, 1, 1, 1, 1]
     assert max(figures(rows, "sampler_gap/probe")) < 1e-3
     assert max(figures(rows[1:], "sampler_gap/solver")) > 1e-3
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_run_that_goes_back_takes_the_server_with_it(
+    tuning: str, adapters: RolloutServer, whole: RolloutServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = adapters if tuning == "lora" else whole
+    ring(monkeypatch, {4: Level.ALARM})
+    back = ("health.on_alarm=roll_back", "checkpoint.every=2", "rollout.overlap=true")
+    train(small_run("lsp-zero", *settings(server.up(), tuning, *back)), tmp_path / "run")
+    server.end()
+    server.process = None
+    folder = RunFolder(tmp_path / "run")
+    rows = folder.read_metrics()[1:]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["health/rollbacks"] for row in rows] == [0, 0, 1, 1, 1, 1]
+    # The step after going back is played by the weights that were gone back to, not by those left.
+    assert [row["rollout/staleness"] for row in rows] == [0, 1, 0, 1, 1, 1]
+    gaps = figures(rows, "sampler_gap/probe")
+    assert gaps
+    assert max(gaps) < 1e-3
 
 
 def two_ranks(overrides: tuple[str, ...], out: Path) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,9 +89,16 @@ class MicroBatch:
 
 
 def to_examples(
-    turns: Sequence[Turn], advantages: Advantages, aggregation: Aggregation, *, skip_zero: bool = False
+    turns: Sequence[Turn],
+    advantages: Advantages,
+    aggregation: Aggregation,
+    role_factors: Mapping[str, float] = MappingProxyType({}),
+    *,
+    skip_zero: bool = False,
 ) -> list[Example]:
     """Turns with an advantage, as examples with their token weights.
+
+    role_factors: what a role's own weight is multiplied by, by its name; 1 where absent.
 
     skip_zero leaves out those with advantage 0 (groups without spread), whose only term is the KL; the normalisers
     still count them.
@@ -102,13 +110,14 @@ def to_examples(
     examples: list[Example] = []
     for name, taken in by_role.items():
         role = taken[0].role
+        factor = role_factors.get(name, 1.0)
         weights = aggregation([len(turn.completion_ids) for turn in taken], role.sampling.max_new_tokens)
         examples += [
             Example(
                 turn.prompt_ids,
                 turn.completion_ids,
                 advantages[turn],
-                role.weight * weight,
+                role.weight * factor * weight,
                 turn.logprobs,
                 name,
             )

@@ -24,6 +24,8 @@ _NAMES = {
     "game/V_Q": "V_Q, mean quality",
     "game/valid_share": "valid queries",
     "quality/parse_rate": "grades read",
+    "nll/train": "NLL, nats a token",
+    "nll/held_out": "held-out NLL, nats a token",
 }
 _SECRET = re.compile(
     r"(.*[_-])?(keys?|tokens?|secrets?|passwords?|passwd|pw|credentials?|auth|authorization|bearer|cookies?)",
@@ -43,7 +45,8 @@ def write_model_card(model_folder: Path, lineage: Mapping[str, Any]) -> None:
     record = published(lineage)
     stages = record["stages"]
     adapter = _adapter(model_folder)
-    data_sets = [name for stage in stages if (name := _hub_id(_setting(stage, "game.prompts"))) and "/" in name]
+    sources = [_setting(stage, name) for stage in stages for name in ("game.prompts", "data.path")]
+    data_sets = [name for source in sources if (name := _hub_id(source)) and "/" in name]
     recipes = [str(stage["recipe"]) for stage in stages if stage.get("recipe")]
     start = str(stages[0].get("start"))
     data = ModelCardData(
@@ -203,6 +206,7 @@ def _facts(stage: Stage) -> Iterator[tuple[str, str]]:
         source, scale, weight = (read(f"game.quality.{name}") for name in ("source", "scale", "weight"))
         yield "quality", f"by the {source}, as {scale}, weight {weight}"
     yield "prompts", read("game.prompts")
+    yield "data", read("data.path")
 
 
 def results(stage: Stage) -> list[tuple[str, str]]:

@@ -34,6 +34,8 @@ FORMAT = 1
 _NAME = re.compile(r"step-(\d{6,})")
 _ASIDE = re.compile(r"\.(step-\d{6,})\.(partial|replaced|removed)-(\d+)")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+Wanted = Callable[[dict[str, Any]], bool]
+"""Whether a checkpoint of this state will do."""
 
 
 class CheckpointError(ValueError):
@@ -72,9 +74,11 @@ def save_checkpoint(
     tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
     keep: int | None,
+    spare: Wanted = lambda state: False,
     ranks: Ranks = ALONE,
 ) -> Path:
-    """Save `root/step-<step>` whole or not at all, then keep the newest `keep` (0 or None: all).
+    """Save `root/step-<step>` whole or not at all, then keep the newest `keep` (0 or None: all) and the newest
+    whose state is to be spared.
 
     `write_model` fills the empty folder it is given, and may give the digests of files that it took while it wrote. A
     checkpoint of the same step is replaced once the new one is complete. On any failure the files written so far are
@@ -96,7 +100,7 @@ def save_checkpoint(
     finally:
         if ranks.leads:
             shutil.rmtree(partial, ignore_errors=True)  # also on Ctrl-C; after the rename nothing is there
-    ranks.first("tidying checkpoints", lambda: _retain(root, step, keep))
+    ranks.first("tidying checkpoints", lambda: _retain(root, step, keep, spare))
     return final
 
 
@@ -142,8 +146,10 @@ def _publish(partial: Path, final: Path) -> None:
     _remove(aside)
 
 
-def _retain(root: Path, step: int, keep: int | None) -> None:
-    """Remove good checkpoints up to this step beyond the newest `keep`. Damaged ones stay, as evidence.
+def _retain(root: Path, step: int, keep: int | None, spare: Wanted) -> None:
+    """Remove good checkpoints up to this step beyond the newest `keep` and the newest to spare.
+
+    Damaged ones stay, as evidence.
 
     Good here is: a manifest, and every file of its size; reading all hashes after each save would cost more
     than the save. Later steps, left by a run that was taken back, neither count nor go.
@@ -151,7 +157,10 @@ def _retain(root: Path, step: int, keep: int | None) -> None:
     if not keep:
         return
     good = [path for number, path in _saved(root) if number <= step and not verify_checkpoint(path, hashes=False)]
+    spared = next((path for path in good if spare(_state(path))), None)
     for path in good[keep:]:
+        if path == spared:
+            continue
         aside = path.with_name(f".{path.name}.removed-{os.getpid()}")
         try:
             # Renamed first: a process killed half-way must not leave something that looks like a checkpoint.
@@ -239,14 +248,20 @@ def _file_problem(path: Path, size: int, digest: str | None) -> str | None:
     return None
 
 
-def latest_good(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None. Damaged newer ones are told to `say` and left alone."""
+def latest_good(root: Path, say: Callable[[str], None], wanted: Wanted = lambda state: True) -> Checkpoint | None:
+    """The newest checkpoint that verifies and whose state is wanted, or None.
+
+    Damaged newer ones are told to `say` and left alone.
+    """
     damaged: list[tuple[Path, str]] = []
     good: Checkpoint | None = None
     for step, path in _saved(root):
         problems = verify_checkpoint(path)
         if not problems:
-            good = Checkpoint(step, path, json.loads((path / "state.json").read_bytes()))
+            state = _state(path)
+            if not wanted(state):
+                continue
+            good = Checkpoint(step, path, state)
             break
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         damaged.append((path, "; ".join(problems[:3]) + more))
@@ -254,6 +269,20 @@ def latest_good(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
     for path, problem in damaged:
         say(f"checkpoint {path.name} is damaged ({problem}): {instead}")
     return good
+
+
+def _state(path: Path) -> dict[str, Any]:
+    return json.loads((path / "state.json").read_bytes())
+
+
+def drop_later(root: Path, step: int) -> None:
+    """Remove the checkpoints after a step: the run goes on from there."""
+    for number, path in _saved(root):
+        if number > step:
+            aside = path.with_name(f".{path.name}.removed-{os.getpid()}")
+            path.rename(aside)
+            _remove(aside)
+    fsync_path(root)
 
 
 def clear_leftovers(root: Path, say: Callable[[str], None]) -> None:

@@ -18,6 +18,7 @@ import click
 import sparring
 from sparring.cli_engines import plan, serve_command
 from sparring.cli_eval import compare, evaluate, print_comparison
+from sparring.cli_report import report, samples
 from sparring.cli_settings import OVERRIDES, configuration, described, run_options
 from sparring.console import (
     Commands,
@@ -72,7 +73,7 @@ def demo(steps: int | None, out: Path | None, seed: int, method: str, overrides:
     Needs no data and no accelerator; takes minutes. KEY=VALUE changes any setting
     (`sparring recipes --settings` lists them).
     """
-    given = [f"seed={seed}", *([] if steps is None else [f"steps={steps}"]), *overrides]
+    given = ["trackers=none", f"seed={seed}", *([] if steps is None else [f"steps={steps}"]), *overrides]
     config = configuration(method, None, None, tuple(given))
     if speaks():
         click.echo(f"{method} on the arena, {config.steps} steps: a tiny model plays against itself.")
@@ -110,18 +111,8 @@ def train(*, out: Path | None, resume: Path | None, dry_run: bool, **options: An
     _play_new(config, out or _new_folder(config.recipe))
 
 
-for _command in (evaluate, compare, plan, serve_command):
+for _command in (evaluate, compare, report, samples, plan, serve_command):
     main.add_command(_command)
-
-
-@main.command(short_help="Write a run's report.")
-@click.argument("run", type=click.Path(path_type=Path))
-@debug_option
-def report(run: Path) -> None:
-    """Write a run's report.html and figures; print the page's path."""
-    from sparring.report.page import write_report
-
-    click.echo(shown(write_report(run)))
 
 
 @main.command(short_help="List recipes and settings.")
@@ -225,7 +216,7 @@ def _play(play: Play, run: Path, title: str, closing: str | None) -> None:
         click.echo(f"\nThe {_domain(run)} domain has no held-out test, so the model was not compared with its start.")
     from sparring.report.page import write_report
 
-    page = write_report(run)
+    page = write_report([run])
     name = shown(run)
     click.echo(f"\nDone in {time.monotonic() - began:.0f} seconds.")
     for label, text in (

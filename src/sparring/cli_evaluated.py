@@ -85,8 +85,9 @@ def subject(run_or_model: str, overrides: tuple[str, ...], *, recipe: str = "lsp
     path = Path(run_or_model)
     if path.name == "model" and (path.parent / "config.yaml").is_file():
         path = path.parent
-    if (path / "config.yaml").is_file():
-        own = validated(read_yaml(path / "config.yaml"))
+    settings = read_yaml(path / "config.yaml") if (path / "config.yaml").is_file() else {}
+    if settings and settings.get("recipe") != "sft":  # a supervised run is a model: nothing in it says how to ask
+        own = validated(settings)
         return Subject(str(path), path, own.model.path, resolve(own, None, overrides))
     if is_answers(run_or_model) and not path.is_file():
         raise click.UsageError(f"{run_or_model}: no such file of answers")

@@ -84,13 +84,14 @@ def _leave_with(ctx: click.Context, error: Exception) -> None:
     """One message for an error that the user can put right; a bug keeps its traceback."""
     if isinstance(error, ValueError | OSError):
         _leave(ctx, error, f"Error: {error}", 1)
+    from sparring.health.guard import UnhealthyRun
     from sparring.learner import DivergedError
     from sparring.memory import MemoryExhaustedError
     from sparring.trainer import InterruptedRun
 
     if isinstance(error, InterruptedRun):
         _leave(ctx, error, str(error), EXIT_CODES[error.signal])
-    if isinstance(error, DivergedError):
+    if isinstance(error, DivergedError | UnhealthyRun):
         _leave(ctx, error, f"Error: {error}", 1)
     if isinstance(error, MemoryExhaustedError):
         _leave(ctx, error, f"Error: {error}; for a run that is resumed, in its config.yaml", 1)
@@ -127,13 +128,13 @@ def _terminable() -> Iterator[None]:
 
 
 @contextmanager
-def resumable(run: Path, display: Display) -> Iterator[None]:
-    """Whatever ends a run that was under way says how to go on."""
+def resumable(run: Path, display: Display, verb: str = "train") -> Iterator[None]:
+    """Whatever ends a run that was under way says how to go on, by the command that it was started by."""
     try:
         yield
     except BaseException as error:
         if display.training and (run / "config.yaml").is_file():
-            error.add_note(f"Go on with: {command('train', '--resume', shown(run))}")
+            error.add_note(f"Go on with: {command(verb, '--resume', shown(run))}")
         raise
 
 

@@ -28,11 +28,15 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One prompt: its text (or whole chat messages) and the columns that reach the reward by name."""
+    """One prompt: its text (or whole chat messages) and the columns that reach the reward by name.
+
+    images: files or encoded bytes, opened when the row is played.
+    """
 
     query: str
     messages: tuple[Message, ...] | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    images: tuple[Path | bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,21 @@ class Names:
     subset: str = "game.prompt_subset"
     column: str = "game.prompt_column"
     revision: str = "game.prompt_revision"
+
+
+class Order:
+    """In which order `count` rows come, epoch after epoch: anew in each, drawn from (seed, epoch, purpose)."""
+
+    def __init__(self, count: int, purpose: str) -> None:
+        self._count, self._purpose = count, purpose
+        self._drawn: tuple[tuple[int, int], Any] | None = None
+
+    def at(self, index: int, seed: int) -> int:
+        """The row that comes at an index, counted through the epochs."""
+        epoch, place = divmod(index, self._count)
+        if self._drawn is None or self._drawn[0] != (seed, epoch):
+            self._drawn = ((seed, epoch), generator(seed, epoch, self._purpose).permutation(self._count))
+        return int(self._drawn[1][place])
 
 
 class PromptSet:
@@ -60,6 +79,7 @@ class PromptSet:
         self.skipped = len(rows) - len(self.rows)
         if not self.rows:
             raise ValueError(f"prompt set {name!r} holds no prompt ({self.skipped} empty rows)")
+        self._order = Order(len(self.rows), f"epoch/{name}")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,14 +87,7 @@ class PromptSet:
     def at(self, step: int, n: int, seed: int) -> list[Row]:
         """The n rows of a step (from 1): every row once an epoch, in an order drawn from (seed, epoch)."""
         first = (step - 1) * n
-        return [self._row(index, seed) for index in range(first, first + n)]
-
-    def _row(self, index: int, seed: int) -> Row:
-        epoch, place = divmod(index, len(self.rows))
-        if not hasattr(self, "_order") or self._order[0] != (seed, epoch):
-            order = generator(seed, epoch, f"epoch/{self.name}").permutation(len(self.rows))
-            self._order = ((seed, epoch), order)
-        return self.rows[int(self._order[1][place])]
+        return [self.rows[self._order.at(index, seed)] for index in range(first, first + n)]
 
 
 def load_prompts(
@@ -106,20 +119,25 @@ def load_prompts(
         ValueError: nothing there, an unknown split, subset or column, a damaged file, or a row (named by its number)
             that is no object or whose prompt is missing or neither text nor messages.
     """
+    records = read_records(source, split=split, subset=subset, revision=revision, names=names)
+    rows = [_row(record, column, f"{source}, row {number}", names) for number, record in enumerate(records, 1)]
+    _say_reserved(rows, source)
+    path = Path(source)
+    return PromptSet(rows, path.name if path.exists() else source)
+
+
+def read_records(source: str, *, split: str, subset: str | None, revision: str | None, names: Names) -> list[Any]:
+    """The rows of what `load_prompts` takes, as they are."""
     path = Path(source)
     if path.is_file():
         _refuse_settings(source, "one file", names, split=split, subset=subset, revision=revision)
-        records = _read(path)
-    elif source and path.is_dir():
+        return _read(path)
+    if source and path.is_dir():
         _refuse_settings(source, "a folder", names, revision=revision)
         read = _read_saved if _is_saved(path) else _read_set
-        records = read(source, names, split, subset)
-    else:
-        _require_hub_id(source, names)
-        records = _read_set(source, names, split, subset, revision)
-    rows = [_row(record, column, f"{source}, row {number}", names) for number, record in enumerate(records, 1)]
-    _say_reserved(rows, source)
-    return PromptSet(rows, path.name if path.exists() else source)
+        return read(source, names, split, subset)
+    _require_hub_id(source, names)
+    return _read_set(source, names, split, subset, revision)
 
 
 def _refuse_settings(source: str, what: str, names: Names, *, split: str = "train", **given: str | None) -> None:

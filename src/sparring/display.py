@@ -60,6 +60,8 @@ def clean(text: str, limit: int = 240) -> str:
 def training_fields(metrics: Metrics) -> Fields:
     """The step's figures that were measured, as (label, text)."""
     shown: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+        ("NLL", "nll/train", "{:z.3f}".format),
+        ("held-out NLL", "nll/held_out", "{:z.3f}".format),
         ("V", "game/V", "{:z.2f}".format),
         ("V_Q", "game/V_Q", "{:z.2f}".format),
         ("valid", "game/valid_share", "{:.0%}".format),

@@ -134,16 +134,22 @@ class Learner:
         self.optimizer, self.settings = optimizer, settings
         self.ranks, self._lockstep = ranks, lockstep
         self.optimizer_steps = 0
+        self._beta = settings.beta
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def update(self, examples: Sequence[Example], learning_rate: float) -> dict[str, float]:
+    def update(
+        self, examples: Sequence[Example], learning_rate: float, *, beta_factor: float = 1.0
+    ) -> dict[str, float]:
         """Learn from one batch, of which every rank gives all; returns the step's figures.
+
+        beta_factor: what settings.beta is multiplied by in this update.
 
         Raises:
             DivergedError: NaN or infinite loss or gradient; parameters and optimiser are as before that minibatch.
         """
         if not examples:
             return {"loss": 0.0, "grad_norm": 0.0, "lr": learning_rate, "tokens/trained": 0.0}
+        self._beta = self.settings.beta * beta_factor
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         parts = minibatches(examples, self.settings.minibatches)
@@ -267,7 +273,7 @@ class Learner:
         if s.penalised:
             assert s.kl is not None
             kl_S = measured["kl"] = s.kl(policy, reference)
-            loss_S = loss_S + s.beta * kl_S
+            loss_S = loss_S + self._beta * kl_S
         loss = (weight_S * loss_S).sum()
         if importance_S is not None and cap is not None:
             measured |= {"importance/mean": importance_S, "importance/clipped": importance_S >= cap}

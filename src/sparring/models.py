@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +37,12 @@ class Models:
     sharded: bool
 
 
-def build_models(config: RunConfig, *, trainable: bool = True, ranks: Ranks = ALONE) -> Models:
+def build_models(
+    config: RunConfig, *, trainable: bool = True, frozen: Sequence[str] = (), ranks: Ranks = ALONE
+) -> Models:
     """Load model, tokenizer and, where the run needs it, the frozen reference.
+
+    frozen: parts of the model that are not trained, by a name in their parameters' names.
 
     Masters are float32 where every weight is trained. Under an adapter the model is frozen in compute precision, and
     is its own reference with the adapter off. Among several ranks all call this.
@@ -62,6 +67,9 @@ def build_models(config: RunConfig, *, trainable: bool = True, ranks: Ranks = AL
     if adapted:
         lora = LoraSettings(settings.lora.rank, settings.lora.alpha, settings.lora.targets)
         add_lora(model, lora, config.seed)
+    for name, parameter in model.named_parameters():
+        if not set(frozen).isdisjoint(name.split(".")):
+            parameter.requires_grad_(False)
     policy = placed.open(model, settings, trainable=trainable)
     reference = None
     if adapted or needs_reference(config):

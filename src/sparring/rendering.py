@@ -10,9 +10,11 @@ from typing import Any, cast
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from sparring.images import ImageStore, Picture
 from sparring.types import Message
 
 OPEN, CLOSE = "<think>", "</think>"
+IMAGE, VISION = "<|image_pad|>", ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 _TAIL = 16  # tokens at a prompt's end that can hold an open tag, even letter by letter, and the blank after it
 
 
@@ -22,24 +24,37 @@ class Renderer:
     Args:
         tokenizer: a transformers tokenizer with a chat template.
         template_kwargs: passed to the chat template (enable_thinking=False, say).
+        images: keeps the pictures of prompts and knows how many tokens each takes; None: prompts are text.
+
+    In a prompt's ids each token of an image is the image's handle, a negative int.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         template_kwargs: Mapping[str, Any] | None = None,
+        images: ImageStore | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.template_kwargs = dict(template_kwargs or {})
+        self.images = images
         # Games ask the same prompts again and again (the Challenger's above all).
         self._encode = lru_cache(maxsize=4096)(self._encode_uncached)
         self._decode = lru_cache(maxsize=4096)(self._decode_uncached)
         self._ends_open = lru_cache(maxsize=4096)(self._ends_open_uncached)
         self._open, self._close = self._token(OPEN), self._token(CLOSE)
+        self._image = None if images is None else self._token(IMAGE)
+        if images is not None and self._image is None:
+            raise ValueError(f"the tokenizer has no {IMAGE} token: take the one that belongs to the vision model")
 
-    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Prompt ids up to where the model speaks."""
-        return self._encode(json.dumps([dict(message) for message in messages]))
+    def encode(self, messages: Sequence[Message], *, ended: bool = False) -> tuple[int, ...]:
+        """Prompt ids up to where the model speaks. ended: as they stand, with nothing opened for a reply."""
+        return self._encode(json.dumps([dict(message) for message in messages], default=self._kept), ended)
+
+    def write(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that goes on a prompt, without special tokens of the tokenizer's own."""
+        written = text if self.images is None else _apart(text)
+        return tuple(self.tokenizer.encode(written, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """A completion's text without special tokens."""
@@ -54,7 +69,7 @@ class Renderer:
         vocabulary has both tags, only those tokens count, not the same letters written out.
         """
         ids = tuple(completion_ids)
-        opened = self._ends_open(tuple(prompt_ids[-_TAIL:]))
+        opened = self._ends_open(tuple(token for token in prompt_ids[-_TAIL:] if token >= 0))
         head, answer, begun = self._by_text(ids) if self._open is None or self._close is None else self._by_token(ids)
         if not (opened or begun):
             return None, self.decode(ids)
@@ -88,12 +103,14 @@ class Renderer:
     def _decode_uncached(self, ids: tuple[int, ...]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _encode_uncached(self, messages: str) -> tuple[int, ...]:
+    def _encode_uncached(self, messages: str, ended: bool) -> tuple[int, ...]:
+        written: list[dict[str, Any]] = json.loads(messages)
+        handles = _handles(written)
         try:
             ids = self.tokenizer.apply_chat_template(
-                json.loads(messages),
+                written if self.images is None else [_spelt_apart(message) for message in written],
                 tokenize=True,
-                add_generation_prompt=True,
+                add_generation_prompt=not ended,
                 return_dict=False,
                 **self.template_kwargs,
             )
@@ -102,4 +119,55 @@ class Renderer:
                 f"the chat template can't write this prompt ({type(error).__name__}: {error}): {messages[:200]}; "
                 "look at model.chat_template, model.template_kwargs and roles it doesn't know (game.<role>.system)"
             ) from error
-        return tuple(int(token) for token in cast(list[int], ids))
+        found = tuple(int(token) for token in cast(list[int], ids))
+        return self._expanded(found, handles) if handles else found
+
+    def _expanded(self, ids: tuple[int, ...], handles: Sequence[int]) -> tuple[int, ...]:
+        """Each image's placeholder as its handle, once for every token of the image."""
+        assert self.images is not None
+        if ids.count(cast(int, self._image)) != len(handles):
+            raise ValueError(
+                f"the chat template writes {ids.count(cast(int, self._image))} image placeholders for {len(handles)} "
+                "images: take the template that belongs to the vision model (model.chat_template)"
+            )
+        waiting = iter(handles)
+        expanded: list[int] = []
+        for token in ids:
+            if token == self._image:
+                handle = next(waiting)
+                expanded += [handle] * self.images.tokens(handle)
+            else:
+                expanded.append(token)
+        return tuple(expanded)
+
+    def _kept(self, picture: object) -> int:
+        """A picture's handle, which stands for it; the store keeps the picture."""
+        if not isinstance(picture, Picture):
+            raise TypeError(f"a message holds a {type(picture).__name__}; images must be sparring.images.Picture")
+        if self.images is None:
+            raise ValueError(
+                f"the prompt shows a picture ({picture.name}), and the model reads text only: choose a vision model"
+            )
+        return self.images.add(picture)[0]
+
+
+def _handles(messages: Sequence[Message]) -> list[int]:
+    """The images of messages, in order."""
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+    return [part["image"] for part in parts if part["type"] == "image"]
+
+
+def _spelt_apart(message: Message) -> dict[str, Any]:
+    """A message whose text spells no vision token."""
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": _apart(content)}
+    parts = [{**part, "text": _apart(part["text"])} if part["type"] == "text" else part for part in content]
+    return {**message, "content": parts}
+
+
+def _apart(text: str) -> str:
+    """Vision tokens that a text spells, written apart: the tokenizer would read them, and no image belongs to them."""
+    for token in VISION:
+        text = text.replace(token, f"{token[:2]} {token[2:-2]} {token[-2:]}")
+    return text

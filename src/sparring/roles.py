@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError
 from jinja2.sandbox import SandboxedEnvironment
 
+from sparring.images import Picture
 from sparring.lm.base import SamplingParams
 from sparring.types import Message, Prompt, Turn
 
@@ -34,8 +35,15 @@ class Role:
             raise ValueError(f"role {self.name!r}: weight must be 0 (never trained) or more, not {self.weight}")
         _compiled(self.template)
 
-    def prompt(self, *, parent: Turn | None = None, info: Mapping[str, Any] | None = None, **fields: Any) -> Prompt:
-        """Fill the template.
+    def prompt(
+        self,
+        *,
+        parent: Turn | None = None,
+        info: Mapping[str, Any] | None = None,
+        images: Sequence[Picture] = (),
+        **fields: Any,
+    ) -> Prompt:
+        """Fill the template. Images come before the text.
 
         Raises:
             ValueError: the template names a field that the game does not give.
@@ -48,7 +56,9 @@ class Role:
                 f"it may use: {', '.join(sorted(fields)) or 'none'}"
             ) from error
         messages: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        return Prompt((*messages, {"role": "user", "content": content}), parent, dict(info or {}))
+        shown = [{"type": "image", "image": image} for image in images]
+        said = [*shown, {"type": "text", "text": content}] if shown else content
+        return Prompt((*messages, {"role": "user", "content": said}), parent, dict(info or {}))
 
 
 @lru_cache(maxsize=64)

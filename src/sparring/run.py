@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from sparring.evaluation.document import document
 from sparring.evaluation.heldout import HeldOut
 from sparring.games.base import Game
 from sparring.games.dataset import Dataset
+from sparring.health.guard import Guard
 from sparring.lm.load import resolve_dtype
 from sparring.memory import LOADING, budgeted
 from sparring.models import Models, build_models, default_token_budget, resolve_device
@@ -36,12 +38,14 @@ from sparring.rewards.base import Reward
 from sparring.runfolder import RunFolder, write_json_atomic
 from sparring.sampling.turns import TurnSampler
 from sparring.settings import ChallengeConfig, RunConfig
+from sparring.settings.sft import SFTConfig
 from sparring.stages import finish_stage, lineage
-from sparring.tracking import Tracker, open_tracker
+from sparring.tracking import AUTO, Tracker, chosen, open_tracker
 from sparring.trainer import Observer, Schedule, Silent, Trainer
 from sparring.writers import build_sampler
 
-DEVELOPMENT_SEED = 1  # of the held-out questions asked while training; evaluation.seed is for the end alone
+# Of the held-out questions asked while training, and of the matches against the start; evaluation.seed is for the end.
+DEVELOPMENT_SEED, MATCH_SEED = 1, 3
 
 
 def train(
@@ -147,6 +151,7 @@ def _resolved(config: RunConfig) -> RunConfig:
     return config.model_copy(
         update={
             "threads": config.threads or torch.get_num_threads(),
+            "trackers": chosen(config.trackers),
             "learner": config.learner.model_copy(update={"token_budget": budget}),
             "game": game.model_copy(update={"reward": reward}),
             "model": config.model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")}),
@@ -185,8 +190,9 @@ def assemble(
         observer.said(f"{game.prompts.name}: {skipped} empty prompts skipped, {left} are left")
     sampler = build_sampler(models, config, folder.path)
     watched = held_out(config, DEVELOPMENT_SEED, config.evaluation.n)
+    match = held_out(config, MATCH_SEED, config.health.match_n)
     trackers: list[Tracker] = []
-    ranks.first("opening the trackers", lambda: trackers.extend(_trackers(config, folder)))
+    ranks.first("opening the trackers", lambda: trackers.extend(_trackers(config, folder, observer.said)))
     trainer = Trainer(
         game=game,
         sampler=sampler,
@@ -211,6 +217,7 @@ def assemble(
         trackers=trackers,
         observer=observer,
         ranks=ranks,
+        health=Guard(config.health, observer.said, None if match is None else lambda: match.scores(sampler)),
     )
     return Assembly(config, models, sampler, trainer)
 
@@ -245,15 +252,15 @@ def _tell(folder: RunFolder, steps_done: int, evaluation: Evaluation | None) -> 
     write_model_card(folder.model, story)
 
 
-def _trackers(config: RunConfig, folder: RunFolder) -> list[Tracker]:
+def _trackers(config: RunConfig | SFTConfig, folder: RunFolder, say: Callable[[str], None]) -> list[Tracker]:
     """The run's trackers, going on where an earlier part of the run stopped."""
-    if not config.trackers:
+    if set(config.trackers) <= {AUTO}:  # none, or not chosen: a run that nobody began by `train`
         return []
     last = latest_good(folder.checkpoints, lambda _: None)
     step = 0 if last is None else last.step + 1
     identity = f"{folder.path.name}-{config.seed}-{folder.read_lineage()['stages'][-1]['started']}"
     return [
-        open_tracker(name, folder.path.name, folder.path, config.model_dump(), step=step, resume_id=identity)
+        open_tracker(name, folder.path.name, folder.path, config.model_dump(), step=step, resume_id=identity, say=say)
         for name in config.trackers
     ]
 

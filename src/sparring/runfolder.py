@@ -2,6 +2,7 @@
 
 config.yaml      the resolved configuration          lineage.json   model, stages and versions
 metrics.jsonl    one line per step                   evaluation.json, report.html
+rolled-back.jsonl  the lines of steps that the run went back before
 turns/step-000012.parquet                            checkpoints/step-000012/
 model/           the final export
 """
@@ -100,6 +101,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def rolled_back(self) -> Path:
+        return self.path / "rolled-back.jsonl"
 
     @property
     def turns(self) -> Path:
@@ -237,6 +242,13 @@ class RunFolder:
     def read_metrics(self) -> list[dict[str, Metric]]:
         """All records in order ([] before the first). A last line that is still being written is left out."""
         return [record for _, record in self._metric_lines()[0]]
+
+    def set_aside_metrics(self, after_step: int) -> None:
+        """Add the lines after a step, which a run that goes back there leaves, to rolled-back.jsonl."""
+        lines, _ = self._metric_lines()
+        left = b"".join(raw + b"\n" for raw, record in lines if _step_of(record) > after_step)
+        before = self.rolled_back.read_bytes() if self.rolled_back.exists() else b""
+        write_atomic(self.rolled_back, lambda aside: aside.write_bytes(before + left))
 
     def truncate_metrics(self, after_step: int, say: Callable[[str], None]) -> int:
         """Drop, atomically, the lines after a step and a last line torn by a crash; returns how many.

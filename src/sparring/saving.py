@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.checkpoint import Checkpoint, clear_leftovers, latest_good, save_checkpoint
+from sparring.checkpoint import Checkpoint, clear_leftovers, drop_later, latest_good, save_checkpoint
 from sparring.learner import Learner
 from sparring.lm.weights import Weights
 from sparring.optimizer_state import flatten_optimizer, restore_optimizer
@@ -23,6 +23,7 @@ class Saver:
 
     Args:
         keep: checkpoints kept; 0: all.
+        spare_healthy: keep the newest that no rule found anything at as well.
         say: told what was found in the folder.
 
     `saved` is the step of the newest good checkpoint, -1 where there is none.
@@ -34,6 +35,7 @@ class Saver:
     keep: int
     ranks: Ranks
     say: Callable[[str], None]
+    spare_healthy: bool = False
     saved: int = -1
 
     def save(self, step: int, state: dict[str, Any]) -> None:
@@ -54,6 +56,7 @@ class Saver:
             tensors=tensors,
             state={"step": step, "optimizer": optimizer, **state},
             keep=self.keep,
+            spare=lambda state: self.spare_healthy and _healthy(state),
             ranks=self.ranks,
         )
         self.saved = step
@@ -62,6 +65,13 @@ class Saver:
         """The newest good checkpoint, with the folder tidied and all that is younger dropped."""
         checkpoint = self.ranks.first("looking for a checkpoint", self._tidied)
         self.saved = -1 if checkpoint is None else checkpoint.step
+        return checkpoint
+
+    def healthy(self) -> Checkpoint | None:
+        """The newest good checkpoint that no rule found anything at, with all that is younger dropped."""
+        checkpoint = self.ranks.first("looking for a healthy checkpoint", self._gone_back)
+        if checkpoint is not None:
+            self.saved = checkpoint.step
         return checkpoint
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -103,7 +113,21 @@ class Saver:
     def _tidied(self) -> Checkpoint | None:
         clear_leftovers(self.folder.checkpoints, self.say)
         checkpoint = latest_good(self.folder.checkpoints, self.say)
-        step = -1 if checkpoint is None else checkpoint.step
+        self._cut(-1 if checkpoint is None else checkpoint.step)
+        return checkpoint
+
+    def _gone_back(self) -> Checkpoint | None:
+        checkpoint = latest_good(self.folder.checkpoints, self.say, _healthy)
+        if checkpoint is not None:
+            self.folder.set_aside_metrics(checkpoint.step)
+            drop_later(self.folder.checkpoints, checkpoint.step)
+            self._cut(checkpoint.step)
+        return checkpoint
+
+    def _cut(self, step: int) -> None:
         self.folder.truncate_metrics(step, self.say)
         self.folder.drop_turns(step)
-        return checkpoint
+
+
+def _healthy(state: dict[str, Any]) -> bool:
+    return "health" in state and state["health"]["level"] == 0

@@ -21,23 +21,25 @@ from sparring.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from sparring.settings import RunConfig
+    from sparring.settings.sft import SFTConfig
 
 Record = Mapping[str, Any]
 
 WINDOW = 10
 """Steps at either end of a run that its results are means over; half of a shorter run."""
 
+_SELDOM = ("eval/", "nll/held_out")
 _CHECKPOINT = re.compile(r"/checkpoints/step-(\d{6,})/model$")
 
 
-def lineage(config: RunConfig, game_name: str) -> dict[str, Any]:
+def lineage(config: RunConfig | SFTConfig, game_name: str) -> dict[str, Any]:
     """The stages up to the run that this configuration starts, its own the last.
 
     The earlier ones are found where `model.path` is a run's folder, its model folder, the model folder of one of its
     checkpoints (that stage then says `taken_at_step`), or any folder with a copy of lineage.json.
 
     Args:
-        game_name: the game's, as a resumed run must name it again.
+        game_name: the game's, as a resumed run must name it again; or what is done in place of one.
 
     Raises:
         ValueError: the start's lineage.json is damaged.
@@ -118,7 +120,8 @@ def window(metrics: Sequence[Record]) -> int:
 def ends(metrics: Sequence[Record], name: str) -> tuple[float, float] | None:
     """A figure's (first, last): its means over the window at either end of the run; None where it has no number.
 
-    A held-out accuracy, measured seldom and on many questions, is its first and its last value.
+    What is measured seldom and on many questions (held-out accuracies, held-out likelihood) is its first and its last
+    value.
 
     >>> ends([{"step": step, "game/V": float(step)} for step in (1, 2, 3, 4)], "game/V")
     (1.5, 3.5)
@@ -127,7 +130,7 @@ def ends(metrics: Sequence[Record], name: str) -> tuple[float, float] | None:
     if not measured:
         return None
     first, last = measured[:1], measured[-1:]
-    if not name.startswith("eval/"):
+    if not name.startswith(_SELDOM):
         played, size = [row for row in metrics if row["step"] > 0], window(metrics)
         # A window without the figure (no grade could be read in it, say) leaves the nearest value.
         first, last = _values(played[:size], name) or first, _values(played[-size:], name) or last
@@ -144,7 +147,7 @@ def _main_metrics(metrics: Sequence[Record]) -> list[str]:
     known = {key: None for row in metrics for key, value in row.items() if _is_number(value)}
     reward = [name for name in ("game/V", "payoff/solver/reward") if name in known][:1]
     rest = [name for name in ("reward/raw", "game/V_Q", "game/valid_share", "quality/parse_rate") if name in known]
-    return [*reward, *rest, *(name for name in known if name.startswith(("kl/", "eval/")))]
+    return [*reward, *rest, *(name for name in known if name.startswith(("kl/", "eval/", "nll/")))]
 
 
 def _values(rows: Sequence[Record], name: str) -> list[float]:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import io
+import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
 PROJECT = "sparring"
+AUTO, NONE = "auto", "none"
+STANDS_FOR_AUTO = "SPARRING_TRACKERS"
+"""An environment variable: what `auto` stands for, as in the setting (none, wandb, ...)."""
+
+Say = Callable[[str], None]
 
 
 class TrackerError(ValueError):
@@ -44,6 +53,7 @@ class TrackerStart:
     config: Mapping[str, Any]
     step: int = 0
     resume_id: str | None = None
+    say: Say = lambda _: None
 
 
 class NoTracker:
@@ -61,10 +71,12 @@ class TensorBoardTracker:
 
     def __init__(self, start: TrackerStart) -> None:
         board = _load("torch.utils.tensorboard", "tensorboard")
+        folder = start.folder / "tensorboard"
         # What an interrupted session logged after its last checkpoint comes again.
-        self._writer = board.SummaryWriter(str(start.folder / "tensorboard"), purge_step=start.step)
+        self._writer = board.SummaryWriter(str(folder), purge_step=start.step)
         lines = [f"    {key}: {value}" for key, value in start.config.items()]
         self._writer.add_text("config", "\n".join([start.run_name, "", *lines]), start.step)
+        start.say(f"metrics also go to TensorBoard: tensorboard --logdir {folder}")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -76,24 +88,32 @@ class TensorBoardTracker:
 
 
 class TrackioTracker:
-    """A local trackio dashboard (`trackio show`).
+    """A local trackio dashboard (`trackio show`); its own environment variables (TRACKIO_DIR, TRACKIO_SPACE_ID) apply.
 
-    A resumed run goes on under its name; steps that come again are logged again, since trackio takes none back.
+    A run's name there ends with a few letters of its own: trackio takes up a run by its name, and two folders may have
+    the same one. Steps that come again are logged again, since trackio takes none back.
     """
 
     def __init__(self, start: TrackerStart) -> None:
-        self._run = _load("trackio", "trackio").init(
-            project=PROJECT,
-            name=start.run_name,
-            config=dict(start.config),
-            resume="allow" if start.step else "never",
+        self._trackio = _load("trackio", "trackio")
+        name = start.run_name
+        if start.resume_id is not None:
+            name += "-" + hashlib.sha256(start.resume_id.encode()).hexdigest()[:6]
+        with _quiet():
+            self._run = self._trackio.init(
+                project=PROJECT, name=name, config=dict(start.config), resume="allow" if start.step else "never"
+            )
+        place = os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL") or self._trackio.TRACKIO_DIR
+        start.say(
+            f"metrics also go to trackio as {name}, in {place}: trackio show --project {PROJECT} (trackers=none: not)"
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
 
     def finish(self) -> None:
-        self._run.finish()
+        with _quiet():
+            self._trackio.finish()  # of this run: else trackio ends it once more when the process ends, and says so
 
 
 class WandbTracker:
@@ -113,6 +133,13 @@ class WandbTracker:
 
     def finish(self) -> None:
         self._run.finish()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what a library prints: the run's display says the same in its own words."""
+    with redirect_stdout(io.StringIO()):
+        yield
 
 
 def _wandb_id(text: str) -> str:
@@ -153,6 +180,28 @@ TRACKERS: Mapping[str, Callable[[TrackerStart], Tracker]] = {
 }
 
 
+def chosen(names: Sequence[str]) -> tuple[str, ...]:
+    """The trackers that a setting names, without "none", and with what "auto" stands for here: trackio, where it is
+    installed, or what the environment variable SPARRING_TRACKERS names.
+
+    Raises:
+        TrackerError: SPARRING_TRACKERS names an unknown one.
+    """
+    auto = _auto() if AUTO in names else []
+    every = [inner for name in names for inner in (auto if name == AUTO else [name])]
+    return tuple(name for name in dict.fromkeys(every) if name != NONE)
+
+
+def _auto() -> list[str]:
+    given = os.environ.get(STANDS_FOR_AUTO)
+    if given is None:
+        return ["trackio"] if _is_there("trackio") else []
+    named = [name.strip() for name in given.split(",") if name.strip()]
+    for name in named:
+        require_known(name, auto=False, where=f"{STANDS_FOR_AUTO}: ")
+    return named
+
+
 def open_tracker(
     name: str | None,
     run_name: str,
@@ -161,19 +210,20 @@ def open_tracker(
     *,
     step: int = 0,
     resume_id: str | None = None,
+    say: Say = lambda _: None,
 ) -> Tracker:
-    """Start the tracker called `name` (None or "none": a silent one), guarded against its own failures.
+    """Start the tracker called `name`, guarded against its own failures; None, "none", "auto" undecided: a silent one.
 
     step: the first that will be logged; what an earlier session of the run logged from there on is replaced where
-    the tracker can. resume_id: the same in every session of a run and in no other run.
+    the tracker can. resume_id: the same in every session of a run and in no other run. say: told where to look.
 
     Raises TrackerError where the name is unknown, the package is missing or the tracker does not start.
     """
-    if name is None or name == "none":
+    if name in (None, NONE, AUTO):
         return NoTracker()
     require_known(name)
     try:
-        return GuardedTracker(name, TRACKERS[name](TrackerStart(run_name, folder, config, step, resume_id)))
+        return GuardedTracker(name, TRACKERS[name](TrackerStart(run_name, folder, config, step, resume_id, say)))
     except TrackerError:
         raise
     except Exception as error:
@@ -183,12 +233,20 @@ def open_tracker(
         ) from error
 
 
-def require_known(name: str) -> None:
-    """Raise TrackerError, with the nearest name, where there is no such tracker ("none" is one)."""
-    if name not in (known := [*TRACKERS, "none"]):
+def require_known(name: str, *, auto: bool = True, where: str = "") -> None:
+    """Raise TrackerError, with the nearest name, where there is no such tracker ("none" is one, and "auto")."""
+    if name not in (known := [*TRACKERS, *([AUTO] if auto else []), NONE]):
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise TrackerError(f"unknown tracker {name!r}: {hint}choose from {', '.join(TRACKERS)} or none")
+        raise TrackerError(f"{where}unknown tracker {name!r}: {hint}choose from {', '.join(known[:-1])} or none")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def _load(module: str, extra: str) -> ModuleType:

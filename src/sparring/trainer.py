@@ -13,12 +13,13 @@ from typing import Any, Protocol
 import torch
 
 from sparring.batching import Aggregation, Example, is_trained, to_examples
-from sparring.checkpoint import CheckpointError
+from sparring.checkpoint import Checkpoint, CheckpointError
 from sparring.games.base import Game
+from sparring.health.guard import Guard
 from sparring.interrupts import Interrupts
+from sparring.kl_reward import less_kl
 from sparring.learner import DivergedError, Learner
 from sparring.lm.weights import Weights
-from sparring.losses import k1
 from sparring.memory import SAMPLING, SCORING, UPDATING, budgeted
 from sparring.parallel.ranks import ALONE, Ranks
 from sparring.parallel.tensors import whole
@@ -96,6 +97,7 @@ class Trainer:
         dtype: compute precision: how far sampler and learner may differ before it is said.
         overlap: write the next step's turns while the update runs.
         ranks: who shares the work.
+        health: watches the run, and stops it or sends it back on an alarm.
     """
 
     game: Game
@@ -105,6 +107,7 @@ class Trainer:
     folder: RunFolder
     schedule: Schedule
     aggregation: Aggregation
+    health: Guard
     k1_in_reward: float = 0.0
     skip_dead_groups: bool = False
     dtype: torch.dtype = torch.float32
@@ -120,7 +123,9 @@ class Trainer:
     def __post_init__(self) -> None:
         self._watch = Watch(self.observer.said, self.dtype)
         keep = self.schedule.keep_checkpoints
-        self._saver = Saver(self.learner, self.weights, self.folder, keep, self.ranks, self.observer.said)
+        self._saver = Saver(
+            self.learner, self.weights, self.folder, keep, self.ranks, self.observer.said, self.health.goes_back
+        )
         self._rollouts = Rollouts(
             lambda step: self.game.play(self.sampler.at(step)), self.sampler, overlap=self.overlap
         )
@@ -145,11 +150,12 @@ class Trainer:
         self._began = time.monotonic() - elapsed
         with Interrupts(self.observer.said, echo=0.0 if self.ranks.size == 1 else 1.0) as interrupts:
             if step == 0:
-                self._record(0, self._evaluation(0), [], {})
+                self._record(0, self._held_out(0), [], {})
             signal, late = self._asked_to_stop(interrupts)
             while step < self.schedule.steps and not late:
                 step += 1
                 self._step(step)
+                step = self.health.react(step, self)
                 signal, late = self._asked_to_stop(interrupts)
                 if signal:
                     self._save(step, self.game.state())
@@ -177,14 +183,15 @@ class Trainer:
             with budgeted("scoring the answers", SCORING):
                 payoffs = self.game.payoffs(turns)
             with budgeted("scoring by the reference", UPDATING):
-                payoffs = self._with_kl(turns, payoffs)
+                payoffs = less_kl(payoffs, self.learner, self.k1_in_reward * self.health.beta_factor)
             clock.lap("payoffs")
             advantages = self.game.baseline(turns, payoffs)
         except Exception as error:
             if self.ranks.settle(error):
                 self._keep(step - 1, before)
             raise
-        examples = to_examples(turns, advantages, self.aggregation, skip_zero=self.skip_dead_groups)
+        factors = self.health.role_factors
+        examples = to_examples(turns, advantages, self.aggregation, factors, skip_zero=self.skip_dead_groups)
         if step < self.schedule.steps:
             self._rollouts.begin(step + 1)
         self._require_agreement(step, examples)
@@ -194,7 +201,9 @@ class Trainer:
         figures = {**self.game.metrics(turns, payoffs), **rollout, **learned, "tokens/sampled": sampled}
         self._watch.played(step, turns, figures)
         figures["tokens_per_second"] = (sampled + learned["tokens/trained"]) / clock.total
-        figures |= self._evaluation(step)
+        figures |= self._held_out(step)
+        figures |= self.health.step(step, turns, payoffs, figures)
+        self.ranks.same("the run's health", int(self.health.status.level))
         clock.lap("evaluate")
         self._record(step, figures | clock.figures(), turns, payoffs, advantages)
 
@@ -202,7 +211,8 @@ class Trainer:
         taken = self.learner.optimizer_steps
         try:
             with budgeted("updating", UPDATING):
-                learned = self.learner.update(examples, self.schedule.learning_rate(step))
+                rate = self.schedule.learning_rate(step)
+                learned = self.learner.update(examples, rate, beta_factor=self.health.beta_factor)
         except Exception as error:
             if self.learner.optimizer_steps == taken and self.ranks.settle(error):
                 self._keep(step - 1, before)
@@ -214,33 +224,31 @@ class Trainer:
         self._watch.learned(step, sum(abs(example.advantage) > 1e-9 for example in examples), learned)
         return learned
 
-    def _with_kl(self, turns: Sequence[Turn], payoffs: Payoffs) -> Payoffs:
-        """k1 in the reward: r − β Σ_t (log π − log π_ref), before centring."""
-        if not self.k1_in_reward:
-            return payoffs
-        examples = {
-            turn: Example(turn.prompt_ids, turn.completion_ids, 0.0, 0.0, turn.logprobs, turn.role.name)
-            for turn in payoffs
-            if turn.model == "policy" and turn.role.weight > 0 and turn.completion_ids
-        }
-        reference = self.learner.reference_logprobs(list(examples.values()))
-        penalty: dict[Example, float] = {}
-        for example, reference_T in zip(examples.values(), reference, strict=True):
-            ratio_T = k1(torch.as_tensor(example.sampler_logprobs), torch.as_tensor(reference_T))
-            penalty[example] = float(ratio_T.sum()) * self.k1_in_reward
-        return {
-            turn: payoff.plus("kl", -penalty[examples[turn]]) if turn in examples else payoff
-            for turn, payoff in payoffs.items()
-        }
+    def keep(self, step: int) -> None:
+        """See health.guard.Run."""
+        self._save(step, self.game.state())
 
-    def _evaluation(self, step: int) -> Metrics:
+    def go_back(self) -> int | None:
+        """See health.guard.Run."""
+        checkpoint = self._saver.healthy()
+        if checkpoint is None:
+            return None
+        self._rollouts.drop()
+        self._take_back(checkpoint)
+        return checkpoint.step
+
+    def _held_out(self, step: int) -> Metrics:
+        """Accuracy on held-out questions, and the match against the run's start, where they are due."""
         every, evaluate = self.schedule.evaluate_every, self.schedule.evaluate
-        if evaluate is None or not every or step % every:
+        ask = evaluate if every and step % every == 0 else None
+        plays = self.health.plays(step)
+        if ask is None and not plays:
             return {}
         self._rollouts.settle()
         self.sampler.updated(step)
         try:
-            return {f"eval/{name}": value for name, value in evaluate().items()}
+            figures = {} if ask is None else {f"eval/{name}": value for name, value in ask().items()}
+            return figures | (self.health.match(step) if plays else {})
         except FloatingPointError as error:
             raise DivergedError(f"step {step}: {error}; {self._remedy()}", []) from error
 
@@ -289,16 +297,22 @@ class Trainer:
             self.observer.said(f"step {step + 1} failed; everything up to step {step} is saved")
 
     def _save(self, step: int, game: dict[str, Any]) -> None:
-        self._saver.save(step, {"elapsed": time.monotonic() - self._began, "game": game})
+        elapsed = time.monotonic() - self._began
+        self._saver.save(step, {"elapsed": elapsed, "game": game, "health": self.health.state()})
 
     def _resume(self) -> tuple[int, float]:
         checkpoint = self._saver.latest()
         if checkpoint is None:
             return 0, 0.0
-        self._saver.restore(checkpoint)
-        self.game.restore(checkpoint.state["game"])
+        self._take_back(checkpoint)
         self.observer.said(f"resuming after step {checkpoint.step}")
         return checkpoint.step, float(checkpoint.state["elapsed"])
+
+    def _take_back(self, checkpoint: Checkpoint) -> None:
+        self._saver.restore(checkpoint)
+        self.game.restore(checkpoint.state["game"])
+        if "health" in checkpoint.state:
+            self.health.restore(checkpoint.state["health"])
 
     def _require_agreement(self, step: int, examples: Sequence[Example]) -> None:
         """See that a game or reward of the user's own gives the same on every rank: else they learn apart."""

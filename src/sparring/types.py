@@ -17,7 +17,9 @@ from sparring.lm.base import Finish
 if TYPE_CHECKING:
     from sparring.roles import Role
 
-Message = Mapping[str, str]  # {"role": "user", "content": "..."}: transformers' chat format
+Message = Mapping[str, Any]
+"""transformers' chat format: {"role": "user", "content": "..."}. With images the content is a list of parts:
+{"type": "image", "image": Picture} and {"type": "text", "text": "..."}."""
 ModelName = Literal["policy", "reference"]
 
 
@@ -78,6 +80,18 @@ class Payoff:
 
 Payoffs = Mapping[Turn, Payoff]
 Advantages = Mapping[Turn, float]
+
+
+def text_of(message: Message) -> str:
+    """What a message says, for a reader: its text, and [image] where one stands.
+
+    >>> text_of({"content": [{"type": "image", "image": None}, {"type": "text", "text": "What is it?"}]})
+    '[image]\\nWhat is it?'
+    """
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] if part["type"] == "text" else f"[{part['type']}]" for part in content)
 
 
 def of_role(turns: Sequence[Turn], role: Role) -> list[Turn]:

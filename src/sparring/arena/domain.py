@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparring.arena import rubric
-from sparring.arena.language import TASKS, parse_query
+from sparring.arena.language import TASKS, answer, parse_query
 from sparring.arena.rubric import POINTS, parse_grade
 from sparring.arena.split import held_out, test_set, train_set
 from sparring.arena.verifier import verify
@@ -25,7 +25,7 @@ def read_query(text: str, task: Task, complete: bool) -> Query:
         return Query(text, problem="cut off", **known)
     if task.task and task.task.lower() != query.family:
         return Query(text, problem="another family", **known)
-    return Query(text, reserved=held_out(text), **known)
+    return Query(text, reserved=held_out(text), columns={"answer": answer(query)}, **known)
 
 
 def reward(queries: Sequence[str], answers: Sequence[str]) -> list[float]:
@@ -49,7 +49,8 @@ def prompt_set(name: str) -> PromptSet:
     if name not in ("easy", "hard"):
         raise ValueError(f"the arena has the prompt sets arena:easy and arena:hard, not arena:{name}")
     drawn = train_set(name, TRAIN_SEED, TRAIN_ROWS)
-    return PromptSet([Row(str(query), None, {"family": query.family}) for query in drawn], f"arena:{name}")
+    rows = [Row(str(query), None, {"family": query.family, "answer": answer(query)}) for query in drawn]
+    return PromptSet(rows, f"arena:{name}")
 
 
 def tests(seed: int, n: int) -> list[TestItem]:

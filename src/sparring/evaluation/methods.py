@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from sparring.evaluation.document import FOLDER, Document, Figure, read_document
 from sparring.evaluation.tables import percent, plain_table
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 OVERALL = "overall"
 OWN = "evaluation.json"
@@ -55,13 +52,24 @@ class Methods:
         for path, documents in found.items():
             if name not in documents:
                 raise ValueError(f"{path} has no evaluation {name!r} (--name); it has: {', '.join(documents)}")
+        labels = _labels(list(found))
         chosen = [documents[name] for documents in found.values()]
-        metrics = {document.metric for document in chosen}
+        return cls.side_by_side(list(zip(labels, chosen, strict=True)))
+
+    @classmethod
+    def side_by_side(cls, documents: Sequence[tuple[str, Document]]) -> Methods:
+        """From (label, evaluation) pairs of one name, at least one.
+
+        Raises:
+            ValueError: some are win rates and some accuracies.
+        """
+        labels, chosen = zip(*documents, strict=True)
+        name, metrics = chosen[0].name, {document.metric for document in chosen}
         if len(metrics) > 1:
             raise ValueError(f"{name}: some are win rates and some accuracies ({', '.join(sorted(metrics))})")
         metric, bases = metrics.pop(), {document.base for document in chosen}
         figures = [{**document.subsets, OVERALL: document.overall} for document in chosen]
-        rows = tuple(zip(_labels(list(found)), figures, strict=True))
+        rows = tuple(zip(labels, figures, strict=True))
         return cls(name, metric, bases.pop() if len(bases) == 1 else None, rows, _differences(chosen, metric))
 
     @property
@@ -112,59 +120,19 @@ def draw(methods: Methods, path: Path) -> None:
     """
     if path.suffix not in (".png", ".svg"):
         raise ValueError(f"--plot writes .png or .svg, not {path.suffix or path}")
-    import matplotlib as mpl
+    from sparring.report.bars import method_bars
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    from sparring.report.drawing import COLOURS, STYLE
-
-    subsets, count = methods.subsets, len(methods.rows)
-    width = max(5.0, 1.0 + 0.35 * count * len(subsets))
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(width, 3.8), layout="constrained")
-        for index, (label, figures) in enumerate(methods.rows):
-            _bars(axes, subsets, figures, label=label, colour=COLOURS[index % len(COLOURS)], index=index, count=count)
-        if methods.metric == "win_rate":
-            axes.axhline(50, color="grey", linewidth=0.8, linestyle="--")
-        long = max(map(len, subsets)) > 5 * max(2, count)
-        axes.set_xticks(range(len(subsets)), subsets, rotation=25 if long else 0, ha="right" if long else "center")
-        axes.set_ylabel(f"{methods.metric.replace('_', ' ')} (%)")
-        axes.set_ylim(0, max(axes.get_ylim()[1], 5))  # where all is 0, an axis all the same
-        axes.grid(visible=False, axis="x")
-        axes.set_title(methods.title, loc="left")
-        if methods.note is not None:
-            axes.set_xlabel(methods.note, fontsize="small")
-        figure.legend(ncols=min(4, count), loc="outside lower center")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=160)
-        except OSError as error:
-            raise ValueError(f"--plot: {path} can't be written ({error.strerror})") from error
-        finally:
-            plt.close(figure)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(method_bars(methods).files()[path.suffix[1:]])
+    except OSError as error:
+        raise ValueError(f"--plot: {path} can't be written ({error.strerror})") from error
 
 
-def _bars(
-    axes: Axes,
-    subsets: Sequence[str],
-    figures: Mapping[str, Figure],
-    *,
-    label: str,
-    colour: str,
-    index: int,
-    count: int,
-) -> None:
-    """One method's bars: the index-th of `count` in each subset's place."""
-    width = 0.8 / count
-    there = [(place, figures[name]) for place, name in enumerate(subsets) if name in figures]
-    places = [place + (index - (count - 1) / 2) * width for place, _ in there]
-    values = [100 * one.value for _, one in there]
-    intervals = [one.ci95 or (one.value, one.value) for _, one in there]
-    below = [max(0.0, value - 100 * low) for value, (low, _) in zip(values, intervals, strict=True)]
-    above = [max(0.0, 100 * high - value) for value, (_, high) in zip(values, intervals, strict=True)]
-    axes.bar(places, values, 0.92 * width, label=label, color=colour)
-    axes.errorbar(places, values, (below, above), fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
+def evaluation_files(path: Path) -> list[Path]:
+    """The files of a folder, or of a run, that hold an evaluation."""
+    files = [*path.glob("*.json"), *(path / FOLDER).glob("*.json")]
+    return [file for file in sorted(files) if file.is_file() and (file.name == OWN or _is_document(file))]
 
 
 def _documents(path: Path) -> dict[str, Document]:
@@ -174,8 +142,7 @@ def _documents(path: Path) -> dict[str, Document]:
         return {found.name: found}
     if not path.is_dir():
         raise ValueError(f"{path}: neither a run, nor a folder or file of evaluations")
-    files = [*path.glob("*.json"), *(path / FOLDER).glob("*.json")]
-    documents = [read_document(file) for file in sorted(files) if file.name == OWN or _is_document(file)]
+    documents = [read_document(file) for file in evaluation_files(path)]
     if not documents:
         raise ValueError(f"{path} holds no evaluation: `sparring eval` makes them")
     return {document.name: document for document in documents}

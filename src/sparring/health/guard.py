@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from sparring.health.monitor import Monitor
 from sparring.health.rules import Level, Status
@@ -40,7 +40,9 @@ class Run(Protocol):
 
 
 class Reaction(ABC):
-    """What happens on an alarm."""
+    """What happens on an alarm. goes_back: it needs a healthy checkpoint, however old."""
+
+    goes_back: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, step: int, guard: Guard, run: Run) -> int:
@@ -74,6 +76,7 @@ class RollBack(Reaction):
     """Go on from the last healthy checkpoint with a larger β and a smaller α; after so many times, stop."""
 
     times: int
+    goes_back: ClassVar[bool] = True
 
     def __call__(self, step: int, guard: Guard, run: Run) -> int:
         """See Reaction.
@@ -81,10 +84,11 @@ class RollBack(Reaction):
         Raises:
             UnhealthyRun: there is no healthy checkpoint, or it was gone back to often enough.
         """
-        healthy = run.go_back() if guard.rollbacks < self.times else None
+        before = guard.rollbacks
+        healthy = run.go_back() if before < self.times else None
         if healthy is None:
             return Stop()(step, guard, run)
-        guard.rollbacks += 1
+        guard.rollbacks = before + 1  # not the checkpoint's count: an older one would start it anew
         guard.say(
             f"step {step}: back to step {healthy}, with learner.beta times {guard.beta_factor:g} and game.alpha times "
             f"{guard.alpha_factor:g}"
@@ -122,9 +126,19 @@ class Guard:
         self.rollbacks = 0
 
     @property
+    def goes_back(self) -> bool:
+        """Whether the run may have to go back to a healthy checkpoint."""
+        return self._react.goes_back
+
+    @property
     def beta_factor(self) -> float:
         """What learner.beta is multiplied by."""
         return self._config.beta_factor**self.rollbacks
+
+    @property
+    def role_factors(self) -> dict[str, float]:
+        """What roles' weights are multiplied by, by role: game.alpha is the Challenger's."""
+        return {"challenger": self.alpha_factor}
 
     @property
     def alpha_factor(self) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
@@ -26,6 +27,8 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 CONFIG_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", ADAPTER_WEIGHTS)
 CODE_FILES = ("*.py",)
+VISION_FAMILIES = {"qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration", "qwen3_vl": "Qwen3VLForConditionalGeneration"}
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
@@ -96,13 +99,13 @@ def adapter_base(folder: Path) -> tuple[str, str | None]:
 
 
 def check_language_model(name: str | Path, config: Mapping[str, Any], *, remote_code: bool, four_bit: bool) -> None:
-    """Raise LoadError unless config.json describes a causal language model that can be trained.
+    """Raise LoadError unless config.json describes a causal language model, or one that sees, that can be trained.
 
     remote_code: the model's own code is trusted; four_bit: weights that bitsandbytes quantised to 4 bits are fine.
     """
     own_code = config.get("auto_map") or {}
     kind, architectures = config.get("model_type"), config.get("architectures") or []
-    expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    expected = VISION_FAMILIES.get(str(kind), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind))
     if remote_code and "AutoModelForCausalLM" in own_code:
         _check_own_code(name, own_code)
     elif expected is None and own_code:
@@ -110,12 +113,27 @@ def check_language_model(name: str | Path, config: Mapping[str, Any], *, remote_
             f"{name}: model_type {kind!r} needs code shipped with the model, which is not run unless you ask for it; "
             "read that code, and if you trust it set model.remote_code to this very name"
         )
+    elif sees(config) and kind not in VISION_FAMILIES:
+        raise LoadError(
+            f"{name}: a vision model of type {kind!r}, which isn't among those supported: {', '.join(VISION_FAMILIES)}"
+        )
     elif expected is None or (architectures and expected not in architectures):
         raise LoadError(
             f"{name}: not a causal language model (model_type {kind!r}, architectures {architectures}); "
             "use a model saved with its language-model head"
         )
     _check_quantisation(name, config, four_bit)
+
+
+def sees(config: Mapping[str, Any]) -> bool:
+    """Whether config.json describes a model that reads images and text and writes text."""
+    kind, architectures = config.get("model_type"), config.get("architectures") or []
+    if kind in VISION_FAMILIES:
+        return True
+    seeing = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(kind)
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind] != seeing:
+        return seeing in architectures
+    return seeing is not None
 
 
 def check_reward_model(name: str | Path, config: Mapping[str, Any]) -> None:

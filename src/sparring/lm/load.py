@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -34,7 +35,9 @@ from sparring.lm.hub import (
     find_folder,
     is_adapter,
     read_config,
+    read_json,
     require,
+    sees,
 )
 from sparring.lm.lora import merge_adapter
 from sparring.lm.probe import cast_parameters
@@ -67,6 +70,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model in a folder or at a hub id, in eval mode, parameters in `dtype`.
 
+    One that sees (of the families in lm.hub.VISION_FAMILIES) comes with its vision tower.
+
     remote_code: run code that is shipped with this model. four_bit: linear layers quantised to NF4 (bitsandbytes),
     computing in `dtype`. An adapter's folder gives its base model with the adapter merged in, in fp32, before the cast.
 
@@ -84,12 +89,11 @@ def load_model(
         return _load_merged(folder, device, dtype, attention)
     config = read_config(folder)
     check_language_model(path_or_id, config, remote_code=remote_code, four_bit=four_bit)
+    kind = AutoModelForImageTextToText if sees(config) else AutoModelForCausalLM
     if not four_bit:
-        return _load(AutoModelForCausalLM, folder, dtype, attention, trust_remote_code=remote_code).to(device)
+        return _load(kind, folder, dtype, attention, trust_remote_code=remote_code).to(device)
     placed = {"device_map": {"": device}, **_four_bit(config, dtype)}
-    return _differentiable(
-        _load(AutoModelForCausalLM, folder, dtype, attention, trust_remote_code=remote_code, **placed)
-    )
+    return _differentiable(_load(kind, folder, dtype, attention, trust_remote_code=remote_code, **placed))
 
 
 def load_reward_model(
@@ -143,6 +147,9 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise LoadError(f"{folder}: no tokenizer could be loaded ({error}); save one beside the model") from error
+    legacy = folder / "chat_template.json"
+    if chat_template is None and legacy.is_file():
+        chat_template = read_json(legacy).get("chat_template")  # a processor's, which knows of images
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:
@@ -161,8 +168,19 @@ def load_tokenizer(
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Write weights (safetensors), configs, tokenizer and chat template, for `from_pretrained` anywhere."""
+class Saved(Protocol):
+    """What is saved beside a model: its tokenizer, or tokenizer and image processor (`lm.vision_files.Processor`)."""
+
+    def save_pretrained(self, save_directory: Any, /) -> Any:
+        """Write the files into a folder."""
+        ...
+
+
+def save_model(model: PreTrainedModel, tokenizer: Saved, folder: str | Path) -> None:
+    """Write weights (safetensors), configs, tokenizer and chat template, for `from_pretrained` anywhere.
+
+    tokenizer: for a model that sees, the whole processor.
+    """
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

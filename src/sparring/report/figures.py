@@ -1,244 +1,174 @@
-"""The report's figures: which panels a run gets, and what each shows."""
+"""The report's figures over steps: what is learned, what the Challenger asks, and where the time goes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 
-import matplotlib as mpl
-import numpy as np
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
 
-from sparring.evaluation.comparison import Comparison, Evaluation
-from sparring.report.drawing import (
-    COLOURS,
-    ENTITY,
-    INK,
-    MUTED,
-    SIZE,
-    STYLE,
-    Panel,
-    canvas,
-    curves,
-    label,
-    legend,
-    stack,
-    steps_axis,
-)
+from sparring.report.charts import Chart, Drawn, Stack
+from sparring.report.drawing import COLOURS, ENTITY, MUTED, REFERENCE
+from sparring.report.limits import Limits, rules_on
+from sparring.report.methods import Method
 from sparring.report.run import Run
 
-
-def panels(run: Run) -> list[Panel]:
-    """Every panel the run has numbers for, in the order of the page."""
-    with mpl.rc_context(STYLE):
-        found = [
-            *_learning(run),
-            *_curriculum(run),
-            *([_win_rates(run.evaluation)] if run.evaluation and run.evaluation.subsets else []),
-            *_health(run),
-            *_time(run),
-        ]
-    return [panel for panel in found if panel is not None]
+LEARNING, TIME = "Learning", "Time"
+CURRICULUM, GIVEN = "The Challenger's curriculum", "Queries and answers"
+BY_TASK = "The curriculum, task by task"
+MOST_TASKS = 7
+TASK_REACH = 0.1  # a step has few queries of a task
 
 
-def _learning(run: Run) -> Iterable[Panel | None]:
-    yield curves(
-        run,
-        (
-            "Learning",
-            "value",
-            "V: mean reward",
-            "Mean reward of the Solver's answers, R only; self-play reward alone can mislead.",
-        ),
+def charts(methods: Sequence[Method]) -> Iterator[Chart | Stack]:
+    """Every chart but health's, in the order of the page; what nobody measured has no panel."""
+    yield from _learning(methods)
+    yield from _curriculum(methods)
+    yield from _by_task(methods)
+
+
+def _learning(methods: Sequence[Method]) -> Iterator[Chart]:
+    splits = {key: key.removeprefix("eval/") for key in _keys(methods, "eval/")}
+    lines = {key: (name, ENTITY.get(name, COLOURS[4])) for key, name in splits.items()}
+    caption = "Measured on held-out items during training; dashed: the base model."
+    yield Chart(LEARNING, "accuracy", "Held-out accuracy", caption, lines, dots=True, decorate=_bases)
+    yield Chart(
+        LEARNING,
+        "anchor",
+        "Win rate against the run's start",
+        "Health's matches on held-out questions, with their 95\u00a0% interval; dashed: parity.",
+        {"health/anchor/win_rate": ("win rate", COLOURS[2])},
+        dots=True,
+        decorate=_interval,
+    )
+    yield Chart(
+        LEARNING,
+        "value",
+        "V: mean reward",
+        "Mean reward of the Solver's answers, R only; self-play reward alone can mislead.",
         {"game/V": ("V", COLOURS[0])},
     )
-    yield curves(
-        run,
-        ("Learning", "raw", "Raw reward", "The reward model's mean score before it was squeezed or standardised."),
+    yield Chart(
+        LEARNING,
+        "raw",
+        "Raw reward",
+        "The reward model's mean score before it was squeezed or standardised.",
         {"reward/raw": ("score", COLOURS[7])},
     )
-    yield _accuracy(run)
-    yield curves(
-        run,
-        (
-            "Learning",
-            "quality",
-            "V_Q: mean quality",
-            "Mean quality by the rubric, of the query and its answers together.",
-        ),
+    yield Chart(
+        LEARNING,
+        "quality",
+        "V_Q: mean quality",
+        "Mean quality by the rubric, of the query and its answers together.",
         {"game/V_Q": ("V_Q", COLOURS[4])},
     )
 
 
-def _accuracy(run: Run) -> Panel | None:
-    measured = {key: run.series(key) for key in run.keys("eval/")}
-    if not measured:
-        return None
-    figure, axes = canvas()
-    dashed = (0, (4, 3))
-    for key, (steps, values) in measured.items():
-        name = key.removeprefix("eval/")
-        colour = ENTITY.get(name, COLOURS[4])
-        axes.plot(steps, values, color=colour, marker="o", markersize=3.5, linewidth=1.8, label=label(name))
-        base = _base_accuracy(run, name)
-        if base is not None:
-            axes.axhline(base, color=colour, linewidth=1.2, linestyle=dashed)
-    axes.plot([], [], color=MUTED, linewidth=1.2, linestyle=dashed, label="base")
+def _bases(axes: Axes, drawn: Sequence[Drawn]) -> None:
+    """The base's accuracy: in a split's colour, or muted where several methods share the split."""
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    one_split = len({line.key for line in drawn}) == 1 < len(drawn)
+    found = {
+        (base, MUTED if one_split else line.colour)
+        for line in drawn
+        for run in line.method.runs
+        if (base := _base_accuracy(run, line.key)) is not None
+    }
+    for base, colour in sorted(found):
+        axes.axhline(base, color=colour, linewidth=1.2, linestyle=REFERENCE)
+    if found:
+        axes.plot([], [], color=MUTED, linewidth=1.2, linestyle=REFERENCE, label="base")
     axes.set_ylim(0, max(axes.get_ylim()[1], 0.1))
-    steps_axis(axes)
-    legend(figure, axes)
-    caption = "Measured on held-out items during training, against the base model."
-    return Panel("Learning", "accuracy", "Held-out accuracy", caption, figure)
 
 
-def _base_accuracy(run: Run, name: str) -> float | None:
-    steps, values = run.series(f"eval/{name}")
+def _base_accuracy(run: Run, key: str) -> float | None:
+    steps, values = run.series(key)
     if len(steps) and steps[0] == 0:
         return float(values[0])
-    if run.evaluation and name in run.evaluation.subsets:
-        return run.evaluation.subsets[name].base_accuracy
-    return None
+    subset = run.evaluation.subsets.get(key.removeprefix("eval/")) if run.evaluation else None
+    return None if subset is None else subset.base_accuracy
 
 
-def _curriculum(run: Run) -> Iterable[Panel | None]:
-    challenged = run.keys("game/valid_share")
-    section = "The Challenger's curriculum" if challenged else "Queries and answers"
-    yield curves(
-        run,
-        (
-            section,
-            "level",
-            "Level of the queries",
-            "Mean difficulty of the valid queries, in the domain's own levels.",
-        ),
+def _interval(axes: Axes, drawn: Sequence[Drawn]) -> None:
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.axhline(0.5, color=MUTED, linewidth=1.2, linestyle=REFERENCE)
+    for line in drawn:
+        low, high = (line.method.curve(f"health/anchor/{end}") for end in ("low", "high"))
+        if low is not None and high is not None and len(low.steps_P) == len(high.steps_P):
+            axes.fill_between(low.steps_P, low.values_P, high.values_P, color=line.colour, alpha=0.13, linewidth=0)
+
+
+def _curriculum(methods: Sequence[Method]) -> Iterator[Chart | Stack]:
+    section = CURRICULUM if _keys(methods, "game/valid_share") else GIVEN
+    yield Chart(
+        section,
+        "level",
+        "Level of the queries",
+        "Mean difficulty of the valid queries, in the domain's own levels.",
         {"game/level": ("level", COLOURS[1])},
     )
-    yield curves(
-        run,
-        (section, "valid", "Valid queries", "Share of queries that can be answered at all."),
+    yield Chart(
+        section,
+        "valid",
+        "Valid queries",
+        f"Share of queries that can be answered at all. {rules_on(methods, ['game/valid_share'])}",
         {"game/valid_share": ("valid", COLOURS[1])},
         share=True,
+        decorate=Limits(methods),
     )
-    yield stack(
-        run,
-        (section, "problems", "Invalid queries by reason", "Share of the queries; the gap to 100\u00a0% was valid."),
-        [(key.removeprefix("game/problem/").replace("_", " "), key) for key in run.keys("game/problem/")],
+    yield Stack(
+        section,
+        "problems",
+        "Invalid queries by reason",
+        "Share of the queries; the gap to 100\u00a0% was valid.",
+        {key: key.removeprefix("game/problem/").replace("_", " ") for key in _keys(methods, "game/problem/")},
         share=True,
         beside="game/valid_share",
     )
-    yield curves(
-        run,
-        (section, "length", "Length, tokens", "Mean length of queries and answers."),
-        {"game/query_length": ("query", COLOURS[1]), "length/solver": ("answer", COLOURS[0])},
-    )
-    yield stack(
-        run,
-        (
-            section,
-            "tasks",
-            "Queries by task",
-            "Share of each step's queries by task or family; a gap to 100\u00a0% was none of them.",
-        ),
-        [(key.removeprefix("game/share/"), key) for key in run.keys("game/share/")],
+    yield Stack(
+        section,
+        "tasks",
+        "Queries by family",
+        "Share of each step's queries by what they ask; a gap to 100\u00a0% was none of them.",
+        {key: key.removeprefix("game/share/") for key in _keys(methods, "game/share/")},
         share=True,
     )
 
 
-def _health(run: Run) -> Iterable[Panel | None]:
-    section = "Health of the game"
-    yield curves(
-        run,
-        (
-            section,
-            "kl",
-            "KL to the reference, nats",
-            "How far each role has moved from the model the run began with.",
-        ),
-        _by_role(run, "kl/"),
+def _by_task(methods: Sequence[Method]) -> Iterator[Chart]:
+    """From the turns that were kept; the tasks most asked."""
+    told = (
+        ("level", "Level", "Mean level of a task's valid queries.", False),
+        ("V", "V, mean reward", "Mean reward of the answers to a task's queries: the lower, the harder.", False),
+        ("valid", "Valid queries", "Share of a task's queries that can be answered at all.", True),
     )
-    yield curves(
-        run,
-        (section, "grades", "Grades that could be read", "Share of the grader's replies; the others count for nobody."),
-        {"quality/parse_rate": ("read", COLOURS[4])},
-        share=True,
-    )
-    yield curves(
-        run,
-        (section, "truncated", "Cut off at max_new_tokens", "Share of a role's turns that didn't end by themselves."),
-        _by_role(run, "truncated/"),
-        share=True,
-    )
-    yield curves(
-        run,
-        (
-            section,
-            "groups",
-            "Dead groups and distinct queries",
-            "Dead: all answers to a query earn the same, so nothing is learned from it.",
-        ),
-        {
-            "game/dead_groups": ("dead groups", COLOURS[5]),
-            "game/distinct_queries": ("distinct queries", COLOURS[6]),
-        },
-        share=True,
-    )
-    yield curves(
-        run,
-        (
-            section,
-            "entropy",
-            "Entropy, nats a token",
-            "Falls as a role grows certain; near 0 it explores no more.",
-        ),
-        _by_role(run, "entropy/"),
-    )
+    asked = {
+        key.removeprefix("tasks/valid/"): sum(len(run.series(key)[0]) for method in methods for run in method.runs)
+        for key in _keys(methods, "tasks/valid/")
+    }
+    most = sorted(sorted(asked, key=lambda task: -asked[task])[:MOST_TASKS])
+    for kind, title, caption, share in told:
+        lines = {f"tasks/{kind}/{task}": (task, COLOURS[at]) for at, task in enumerate(most)}
+        yield Chart(BY_TASK, f"by-task-{kind}", f"{title}, by task", caption, lines, share=share, reach=TASK_REACH)
 
 
-def _time(run: Run) -> Iterable[Panel | None]:
-    phases = [(key.removeprefix("seconds/"), key) for key in run.keys("seconds/") if key != "seconds/step"]
-    yield stack(run, ("Time", "seconds", "Seconds a step, by phase", "Where the time of a step goes."), phases)
-    yield curves(
-        run,
-        ("Time", "throughput", "Tokens a second", "As the trainer counts them, over the whole step."),
+def time_charts(methods: Sequence[Method]) -> Iterator[Chart | Stack]:
+    """Where the time goes: by phase for one method, in all for several."""
+    if len(methods) == 1:
+        keys = [key for key in _keys(methods, "seconds/") if key != "seconds/step"]
+        phases = {key: key.removeprefix("seconds/") for key in keys}
+        yield Stack(TIME, "seconds", "Seconds a step, by phase", "Where the time of a step goes.", phases)
+    else:
+        lines = {"seconds/step": ("seconds", COLOURS[3])}
+        yield Chart(TIME, "seconds", "Seconds a step", "From one step's end to the next's.", lines)
+    yield Chart(
+        TIME,
+        "throughput",
+        "Tokens a second",
+        "As the trainer counts them, over the whole step.",
         {"tokens_per_second": ("tokens a second", COLOURS[7])},
     )
 
 
-def _win_rates(evaluation: Evaluation) -> Panel:
-    """Win rate by family with its interval: the families down the side, easy beside hard."""
-    paths = [path for path, _ in evaluation.rows() if path]
-    deep = any(len(path) > 1 for path in paths)
-    tops = [path[0] for path in paths if len(path) == 1] if deep else [""]
-    names = ["all", *dict.fromkeys(path[-1] for path in paths if len(path) == 1 + deep)]
-    figure, axes = canvas((SIZE[0], 1.1 + 0.14 * len(names) * (1 + len(tops))))
-    for lane, top in enumerate(tops):
-        rows = [_row(evaluation, top, name) for name in names]
-        places = [at + (lane - (len(tops) - 1) / 2) * 0.32 for at, row in enumerate(rows) if row]
-        shown = [row for row in rows if row]
-        rates, lows, highs = np.array([(row.win_rate, *row.ci95) for row in shown]).T
-        colour = ENTITY.get(top, COLOURS[(lane + 2) % len(COLOURS)] if top else COLOURS[0])
-        spread = [np.maximum(rates - lows, 0), np.maximum(highs - rates, 0)]
-        axes.errorbar(rates, places, xerr=spread, fmt="o", color=colour, markersize=4, linewidth=1.6, label=label(top))
-    axes.axvline(0.5, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-    axes.set_yticks(range(len(names)), [label(name) for name in names], color=INK)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
-    low, high = axes.get_xlim()
-    axes.set_xlim(max(-0.02, min(low, 0.42)), min(1.02, max(high, 0.58)))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    if deep:
-        legend(figure, axes)
-    caption = "Against the base, ties counting one half; bars are 95\u00a0% intervals, dashed is parity."
-    return Panel("Result", "win-rates", "Win rate by family", caption, figure)
-
-
-def _row(evaluation: Evaluation, top: str, name: str) -> Comparison | None:
-    if name == "all":
-        return evaluation.subsets[top] if top else evaluation.overall
-    return evaluation.subsets.get(f"{top}/{name}" if top else name)
-
-
-def _by_role(run: Run, prefix: str) -> dict[str, tuple[str, str]]:
-    roles = [key.removeprefix(prefix) for key in run.keys(prefix)]
-    return {f"{prefix}{role}": (role, ENTITY.get(role, COLOURS[4])) for role in roles}
+def _keys(methods: Sequence[Method], prefix: str) -> list[str]:
+    return list(dict.fromkeys(key for method in methods for key in method.has(prefix)))

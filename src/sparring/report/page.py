@@ -1,84 +1,143 @@
-"""The report of a run: one self-contained HTML page, with its figures as PNG files beside it."""
+"""The report of one run or of several: one self-contained HTML page, its figures as PNG and SVG files beside it."""
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sparring.evaluation.comparison import Comparison
-from sparring.report.drawing import VARIABLES, Panel
-from sparring.report.figures import panels
-from sparring.report.run import Run, read_run
+from sparring.evaluation.methods import Methods
+from sparring.report import overview, results
+from sparring.report.bars import INTERVALS, RESULT, method_bars, win_rates
+from sparring.report.browser import browser
+from sparring.report.drawing import STYLE, VARIABLES, Panel, named_apart
+from sparring.report.evaluations import OWN, main_figure, shared
+from sparring.report.figures import BY_TASK, charts, time_charts
+from sparring.report.health_charts import HEALTH, health_charts, timeline
+from sparring.report.methods import Method, methods_of
+from sparring.report.numbers import number, percent, signed, span
+from sparring.report.run import Run, read_runs
+from sparring.report.settings import differences, lines
 from sparring.runfolder import write_atomic
-from sparring.stages import ends, window
+from sparring.stages import window
 
-REWARDS = ("reward/raw", "game/V", "payoff/solver/reward")  # a score before its scale says more than the scaled one
 PACKAGES = ("sparring", "torch", "transformers", "tokenizers", "numpy", "matplotlib")
-
-
-NBSP = "\N{NO-BREAK SPACE}"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}{NBSP}%"
-
-
-def _number(value: float | None) -> str:
-    return "—" if value is None else f"{value:z.3g}".replace("-", "−")
-
-
-def _signed(value: float | None, digits: int = 2) -> str:
-    return "—" if value is None else f"{value:+z.{digits}f}".replace("-", "−")
-
-
-Show = Callable[[float], str]
-TILES: tuple[tuple[str, tuple[str, ...], Show], ...] = (
-    ("V, mean reward", ("game/V", "payoff/solver/reward"), _number),
-    ("Valid queries", ("game/valid_share",), _percent),
-    ("Raw reward", ("reward/raw",), _number),
-    ("V_Q, mean quality", ("game/V_Q",), _number),
-    ("Grades read", ("quality/parse_rate",), _percent),
-    ("KL, Solver", ("kl/solver",), _number),
-    ("KL, Challenger", ("kl/challenger",), _number),
-    ("Answer, tokens", ("length/solver",), _number),
-)
-"""Label, metrics (the first that was measured) and format; the first two stand beside an evaluation too."""
+FORMS = ("png", "svg")
+MOST_EPISODES = 60
+"""Rows of the table of what the health rules found; a run that goes on for long among alarms has many."""
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A number at the head of the page."""
+class Section:
+    """A part of the page. folded: figures of one method each, or too many to stand open, behind `fold`."""
 
-    label: str
-    value: str
-    detail: str
+    name: str
+    panels: list[tuple[Panel, Markup]]
+    folded: list[tuple[Panel, Markup]]
 
 
-def write_report(run_path: Path) -> Path:
-    """Write `report.html` and `figures/*.png` into a run's folder, from whatever the folder holds.
+@dataclass(frozen=True)
+class Report:
+    """What a page is made of: the runs, the methods they are of, and every panel in the order of the page."""
 
-    The page needs no network and runs no script; model text in it is escaped. What is missing or damaged is
-    said on the page. A page that is open elsewhere is replaced whole.
+    runs: list[Run]
+    methods: list[Method]
+    shared: list[Methods]
+    panels: list[Panel]
+    notes: list[str]
+
+    @property
+    def alone(self) -> Run | None:
+        """The run that the page is about, where there is one only."""
+        return self.runs[0] if len(self.runs) == 1 else None
+
+
+def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page of one run or several, and its figures into `figures/` beside it.
+
+    What is missing or damaged is said on the page. A page that is open elsewhere is replaced whole.
+
+    Args:
+        paths: runs' folders; those that differ only in their seed are drawn as one method.
+        out: the page's file, or a folder for report.html; None: the run's folder, or the current one for several runs.
 
     Returns:
         The page's path.
 
     Raises:
-        ValueError: the folder does not exist, is no run's, or can't be written to.
+        ValueError: no path, one that is no run's folder, or nothing can be written there.
     """
-    run = read_run(run_path)
-    drawn = panels(run)
-    _write_pngs(drawn, run_path / "figures")
+    report = _read(paths)
+    page = out or (paths[0] if report.alone else Path()) / "report.html"
+    if page.is_dir():
+        page = page / "report.html"
+    figures = page.parent / "figures"
+    for panel in report.panels:
+        for form, content in panel.files().items():
+            write_atomic(figures / f"{panel.name}.{form}", lambda aside, content=content: aside.write_bytes(content))
+    if report.alone and page.parent.resolve() == report.alone.path:  # elsewhere the folder may hold others' files
+        for stale in {file for form in FORMS for file in figures.glob(f"*.{form}")}:
+            if stale.stem not in {panel.name for panel in report.panels}:
+                stale.unlink()
+    content = _html(report).encode("utf-8", errors="replace")
+    write_atomic(page, lambda aside: aside.write_bytes(content))
+    return page
+
+
+def page_html(paths: Sequence[Path]) -> str:
+    """The page alone, without figures' files.
+
+    Raises:
+        ValueError: no path, or one that is no run's folder.
+    """
+    return _html(_read(paths))
+
+
+def _read(paths: Sequence[Path]) -> Report:
+    runs = read_runs(paths)
+    methods, notes = methods_of(runs), []
+    common = shared(methods, notes)
+    return Report(runs, methods, common, panels(methods, common), notes)
+
+
+def panels(methods: Sequence[Method], common: Sequence[Methods]) -> list[Panel]:
+    """Every panel that there are numbers for, in the order of the page."""
+    runs = [run for method in methods for run in method.runs]
+    with mpl.rc_context(STYLE):
+        found: list[Panel] = []
+        if len(runs) == 1 and runs[0].evaluation and runs[0].evaluation.subsets:
+            found.append(win_rates(runs[0].evaluation))
+        found += _bars(methods, common)
+        for chart in charts(methods):
+            found += chart.panels(methods)
+        told = timeline(methods)
+        found += [told] if told else []
+        for chart in (*health_charts(methods), *time_charts(methods)):
+            found += chart.panels(methods)
+    return named_apart(found)
+
+
+def _bars(methods: Sequence[Method], common: Sequence[Methods]) -> Iterable[Panel]:
+    """A panel for each evaluation; one run's held-out test has a panel of its own, with its families."""
+    colours = {method.name: method.colour for method in methods}
+    runs = [run for method in methods for run in method.runs]
+    for one in common:
+        if len(runs) == 1 and runs[0].documents[one.name].kind == OWN:
+            continue
+        seeds = any(len(method.runs) > 1 for method in methods)
+        whiskers = f"{INTERVALS}; of several seeds, the lowest and the highest" if seeds else INTERVALS
+        yield method_bars(one, [colours[name] for name, _ in one.rows], keyed=len(methods) > 1, whiskers=whiskers)
+
+
+def _html(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -86,88 +145,64 @@ def write_report(run_path: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, number=_number, signed=_signed)
-    html = environment.get_template("page.html.j2").render(
-        run=run,
-        name=run_path.resolve().name,
-        headline=headline(run),
-        tiles=tiles(run),
-        window=window(run.rows),
-        rows=list(run.evaluation.rows()) if run.evaluation else [],
-        result=_inlined([panel for panel in drawn if panel.section == "Result"]),
-        sections=_sections([panel for panel in drawn if panel.section != "Result"]),
-        missing=_missing_figures(run, drawn),
-        stages=run.lineage.stages,
-        lineage=_lines(run.lineage.other),
+    environment.filters.update(percent=percent, number=number, signed=signed, variable=VARIABLES.__getitem__)
+    environment.globals.update(span=span, lines=lines, zip=zip)
+    names = [run.name for run in report.runs]
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        run=report.alone,
+        title=", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
+        notes=_notes(report),
+        sections=_sections(report),
+        result=_inlined(panel for panel in report.panels if panel.section == RESULT),
+        health=HEALTH,
+        episodes=[(run, episode) for run in report.runs for episode in run.health.episodes],
+        most_episodes=MOST_EPISODES,
+        fragment=browser([(run.name, run.path) for run in report.runs]),
         versions=_versions(),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         light=VARIABLES,
+        **(_of_one(report.alone) if report.alone else _of_several(report)),
     )
-    page = run_path / "report.html"
-    content = html.encode("utf-8", errors="replace")
-    write_atomic(page, lambda aside: aside.write_bytes(content))
-    return page
 
 
-def headline(run: Run) -> str:
-    """The result in a sentence: the win rate with its interval, and what the interval allows to say."""
-    if run.evaluation is None:
-        return _progress(run)
-    overall = run.evaluation.overall
-    low, high = overall.ci95
-    if overall.ties == overall.n:
-        return f"No difference seen: all {overall.n} items are ties"
-    if low > 0.5:
-        verdict = "The trained model beats its base"
-    elif high < 0.5:
-        verdict = "The trained model loses to its base"
-    else:
-        verdict = "No clear difference between the trained model and its base"
-    interval = f"95{NBSP}% interval {100 * low:.1f}{NBSP}to{NBSP}{100 * high:.1f}"
-    return f"{verdict}: win{NBSP}rate {_percent(overall.win_rate)} ({interval})"
+def _of_one(run: Run) -> dict[str, Any]:
+    return {
+        "headline": results.headline(run),
+        "tiles": results.tiles(run),
+        "window": window(run.rows),
+        "rows": list(run.evaluation.rows()) if run.evaluation else [],
+    }
 
 
-def _progress(run: Run) -> str:
-    """Without an evaluation, what the run's own figures say; a reward that rises is no proof of a better model."""
-    if run.last_step is None:
-        return "No step and no evaluation has been recorded yet."
-    if not run.untested:
-        return f"Recorded up to step {run.last_step}; not evaluated against the base yet."
-    reward = next((pair for key in REWARDS if (pair := ends(run.rows, key))), None)
-    paid = f": mean reward {_number(reward[0])}{NBSP}→{NBSP}{_number(reward[1])}" if reward else ""
-    steps = "step" if run.last_step == 1 else "steps"
-    return f"{run.last_step} {steps} of training{paid}; no held-out test in this domain."
+def _of_several(report: Report) -> dict[str, Any]:
+    rates = main_figure(report.methods, report.shared)
+    return {
+        "headline": overview.headline(report.methods, rates),
+        "rates": rates,
+        "overview": overview.table(report.methods, rates),
+        "columns": [heading for heading, _, _ in overview.FIGURES],
+        "differences": differences(report.methods),
+    }
 
 
-def tiles(run: Run) -> list[Tile]:
-    """The few numbers to see first."""
-    found = []
-    if run.evaluation:
-        overall = run.evaluation.overall
-        counts = f"{overall.wins} wins, {overall.ties} ties, {overall.losses} losses"
-        found.append(Tile("Win rate", _percent(overall.win_rate), counts))
-        tops = {name: row for name, row in run.evaluation.subsets.items() if "/" not in name}
-        found += [_accuracy_tile(name, row) for name, row in (tops or {"overall": overall}).items()][:3]
-    shown = TILES[:2] if run.evaluation else TILES
-    for name, keys, show in shown:
-        pair = next((pair for key in keys if (pair := ends(run.rows, key))), None)
-        if pair:
-            found.append(Tile(name, show(pair[1]), f"{show(pair[0])} at the start"))
-    if run.last_step is not None:
-        _, seconds = run.series("seconds/step")
-        total = float(seconds.sum())
-        spent = f"{total / 60:.1f} minutes" if total >= 60 else f"{total:.1f} seconds"
-        detail = f"{spent} of training" if len(seconds) else "recorded so far"
-        found.append(Tile("Steps", str(run.last_step), detail))
-    return found
+def _sections(report: Report) -> list[Section]:
+    found: dict[str, list[Panel]] = {}
+    for panel in report.panels:
+        if panel.section != RESULT:
+            found.setdefault(panel.section, []).append(panel)
+    if any(run.health.levels for run in report.runs):  # that nothing was found is said too
+        found.setdefault(HEALTH, [])
+    sections: list[Section] = []
+    for name, members in found.items():
+        folded = [panel for panel in members if len(report.methods) > 1 and _is_folded(panel)]
+        sections.append(Section(name, _inlined(p for p in members if p not in folded), _inlined(folded)))
+    return sections
 
 
-def _accuracy_tile(name: str, row: Comparison) -> Tile:
-    return Tile(f"Accuracy, {name}", _percent(row.accuracy), f"base {_percent(row.base_accuracy)}, n = {row.n}")
-
-
-def _sections(drawn: list[Panel]) -> list[tuple[str, list[tuple[Panel, Markup]]]]:
-    return [(section, _inlined(group)) for section, group in groupby(drawn, key=lambda panel: panel.section)]
+def _is_folded(panel: Panel) -> bool:
+    """Of several methods: one method's own, or one of many by task."""
+    return panel.section == BY_TASK or not panel.keyed
 
 
 def _inlined(drawn: Iterable[Panel]) -> list[tuple[Panel, Markup]]:
@@ -175,7 +210,15 @@ def _inlined(drawn: Iterable[Panel]) -> list[tuple[Panel, Markup]]:
     return [(panel, Markup(panel.svg())) for panel in drawn]  # noqa: S704
 
 
-def _missing_figures(run: Run, drawn: list[Panel]) -> list[str]:
+def _notes(report: Report) -> list[tuple[str, str]]:
+    """(run, what of it is missing or damaged); the run is not named where there is one only."""
+    found = [("" if report.alone else run.name, note) for run in report.runs for note in run.notes]
+    missing = _missing_figures(report.alone, report.panels) if report.alone else []
+    told = [("", f"Not measured, so not drawn: {', '.join(missing)}.")] if missing else []
+    return [*found, *(("", note) for note in report.notes), *told]
+
+
+def _missing_figures(run: Run, drawn: Sequence[Panel]) -> list[str]:
     wanted = {
         "value": "mean reward",
         "accuracy": "held-out accuracy",
@@ -192,15 +235,6 @@ def _missing_figures(run: Run, drawn: list[Panel]) -> list[str]:
     return [title for name, title in wanted.items() if name not in names]
 
 
-def _lines(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """Nested JSON as (dotted name, value) lines; a list's entries are numbered from 1."""
-    if isinstance(value, list):
-        value = {str(number): inner for number, inner in enumerate(value, 1)}
-    if isinstance(value, Mapping):
-        return [line for key, inner in value.items() for line in _lines(inner, f"{path}.{key}".lstrip("."))]
-    return [(path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]
-
-
 def _versions() -> list[tuple[str, str]]:
     found = [("python", platform.python_version())]
     for package in PACKAGES:
@@ -209,11 +243,3 @@ def _versions() -> list[tuple[str, str]]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _write_pngs(drawn: list[Panel], folder: Path) -> None:
-    for panel in drawn:
-        content = panel.png()
-        write_atomic(folder / f"{panel.name}.png", lambda aside, content=content: aside.write_bytes(content))
-    for stale in {file.stem for file in folder.glob("*.png")} - {panel.name for panel in drawn}:
-        (folder / f"{stale}.png").unlink()

@@ -10,7 +10,8 @@ reference is the row's column `answer`. Other columns, tolerances or a compariso
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparring.verify.ifeval.follow import Instructions, follow
@@ -80,6 +81,43 @@ class Verified(_Matched):
             return self.matcher.reference(value)
         except UnusableReferenceError as error:
             raise ValueError(f"column {self.column!r} of the row that asks {_start(query)}: {error}") from error
+
+
+class ByType:
+    """R(q, a) by the kind of answer that a column of the row names: each kind has a reward of its own.
+
+    Args:
+        rewards: kind, in lower case with single spaces → its reward. otherwise: of every other kind, and of none.
+        column: the row's column with the kind.
+    """
+
+    def __init__(self, rewards: Mapping[str, Verified], otherwise: Verified, column: str = "problem_type") -> None:
+        self._rewards, self._otherwise, self.column = dict(rewards), otherwise, column
+
+    def __call__(self, queries: Sequence[str], answers: Sequence[str], **columns: Sequence[Any]) -> list[float | None]:
+        """One score an answer; raises ValueError as `Verified` does."""
+        kinds = columns.get(self.column, [None] * len(queries))
+        chosen = [
+            self._rewards.get(" ".join(re.split(r"[\s_-]+", str(kind).lower())), self._otherwise) for kind in kinds
+        ]
+        scores: list[float | None] = [None] * len(queries)
+        for reward in dict.fromkeys(chosen):
+            mine = [index for index, other in enumerate(chosen) if other is reward]
+            given = {name: [values[index] for index in mine] for name, values in columns.items()}
+            found = reward([queries[index] for index in mine], [answers[index] for index in mine], **given)
+            for index, score in zip(mine, found, strict=True):
+                scores[index] = score
+        return scores
+
+    def drain(self) -> dict[str, float]:
+        """Each kind's figures, by its name."""
+        named = {**self._rewards, "other": self._otherwise}
+        return {f"{kind}/{name}": value for kind, reward in named.items() for name, value in reward.drain().items()}
+
+    def close(self) -> None:
+        """Close them all."""
+        for reward in (*self._rewards.values(), self._otherwise):
+            reward.close()
 
 
 class Majority(_Matched):
@@ -155,3 +193,7 @@ normalised = Verified(Normalised())
 number = Verified(Numeric())
 regression = Verified(Regression())
 majority = Majority(Expression())
+by_type = ByType(
+    {"multiple choice": Verified(Choice()), "regression": Verified(Regression())}, otherwise=Verified(Expression())
+)
+"""Vision-SR1-47K's kinds: options by letter, regression by relative error, numerical answers as mathematics."""

@@ -57,6 +57,11 @@ class Rollouts:
         if self._ahead is not None:
             self._ahead.exception()
 
+    def drop(self) -> None:
+        """Forget what was played ahead: the run goes on from another step."""
+        self.settle()
+        self._ahead = None
+
     def close(self) -> None:
         """Let go of what is being played."""
         if self._pool is not None:

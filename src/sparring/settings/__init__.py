@@ -2,6 +2,7 @@
 
 from sparring.settings.base import Section
 from sparring.settings.game import ChallengeConfig, GameConfig, QualityConfig, RewardConfig, RoleConfig
+from sparring.settings.health import HealthConfig
 from sparring.settings.model import LoraConfig, ModelConfig
 from sparring.settings.run import (
     CheckpointConfig,
@@ -19,6 +20,7 @@ __all__ = [
     "EvaluationConfig",
     "ExportConfig",
     "GameConfig",
+    "HealthConfig",
     "LearnerConfig",
     "LoraConfig",
     "ModelConfig",

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sparring.settings.base import Count, Decay, NotNegative, Positive, Section, Seed, listed
 from sparring.settings.game import GameConfig
+from sparring.settings.health import HealthConfig
 from sparring.settings.model import ModelConfig
 from sparring.tracking import require_known
 
@@ -193,16 +194,27 @@ class RunConfig(Section):
     )
     threads: Annotated[int, Field(ge=0)] = Field(default=0, description="CPU threads; 0: torch's choice")
     trackers: tuple[str, ...] = Field(
-        default=(), description="tensorboard, trackio, wandb; metrics.jsonl is always written"
+        default=("auto",),
+        description="tensorboard, trackio, wandb or none, beside metrics.jsonl; auto: trackio where it is installed",
     )
     model: ModelConfig = Field(default_factory=ModelConfig, description="the model that plays")
     game: GameConfig = Field(default_factory=GameConfig, description="the game")
     learner: LearnerConfig = Field(default_factory=LearnerConfig, description="the update")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="held-out evaluation")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="checkpoints and turns")
+    health: HealthConfig = Field(default_factory=HealthConfig, description="what is watched, and what an alarm does")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig, description="who writes the completions")
     parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="several processes")
     export: ExportConfig = Field(default_factory=ExportConfig, description="the trained model's folder")
+
+    @model_validator(mode="after")
+    def _a_roll_back_can_be_made(self) -> Self:
+        if self.health.on_alarm == "roll_back":
+            if self.learner.beta == 0 and self.health.alpha_factor == 1:
+                raise ValueError("health.on_alarm=roll_back: learner.beta is 0, so lower health.alpha_factor below 1")
+            if not self.checkpoint.every:
+                raise ValueError("health.on_alarm=roll_back needs checkpoints to go back to: checkpoint.every above 0")
+        return self
 
     @field_validator("trackers", mode="before")
     @classmethod

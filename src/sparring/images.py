@@ -1,0 +1,261 @@
+"""Pictures: opened once and checked, kept small, and turned into the patches that a vision model reads.
+
+A picture in a prompt is its handle, a negative int made from its pixels, once for each token that it takes. So equal
+prompts are equal ids in every process, and whoever needs the pixels asks the `ImageStore` for the handle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+
+# No vector formats: Pillow gives those to other programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MAX_PIXELS = 100_000_000
+_WHITE = (255, 255, 255, 255)
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class PictureError(ValueError):
+    """A picture that can't be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that has been opened and found sound: upright, 8-bit RGB, `width` by `height` pixels.
+
+    `handle` is a negative int made from those pixels: equal pixels have equal handles, whatever file they came from.
+    The pixels themselves are not kept, only the path or the encoded bytes.
+    """
+
+    handle: int
+    width: int
+    height: int
+    name: str = field(compare=False)
+    source: Path | bytes = field(compare=False, repr=False)
+    max_pixels: int = field(default=MAX_PIXELS, compare=False, repr=False)
+
+    @classmethod
+    def open(
+        cls, source: str | Path | bytes | Image.Image, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+    ) -> Picture:
+        """Decode a file, encoded bytes or a Pillow image once, to see that it can be.
+
+        name: what errors call it (a file and row, say); by default a path. max_pixels: a larger image is refused by its
+        header, before anything is decoded. Transparency is laid on white; 16-bit greys are scaled down.
+
+        Raises:
+            PictureError: missing, corrupt, too large, or in a format that isn't read (see FORMATS).
+        """
+        if isinstance(source, Image.Image):
+            called, image = name or "a picture", source
+            _check_size(called, image.width, image.height, max_pixels)
+            source = _png(_decoded(called, lambda: _upright(image)))
+        elif isinstance(source, bytes):
+            called = name or f"a picture of {len(source)} bytes"
+        else:
+            source = Path(source)
+            called = name or str(source)
+        rgb = _read(source, called, max_pixels)
+        return cls(_handle(rgb), rgb.width, rgb.height, called, source, max_pixels)
+
+    def rgb(self) -> Image.Image:
+        """The pixels, decoded anew. Raises PictureError where the file is no longer what it was."""
+        rgb = _read(self.source, self.name, self.max_pixels)
+        if _handle(rgb) != self.handle:
+            raise PictureError(f"{self.name}: has changed since it was opened; leave pictures as they are during a run")
+        return rgb
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What a vision tower reads of one image: pixel_values [patches, dim] float32, grid_thw its patches in time, height
+    and width."""
+
+    pixel_values: Tensor
+    grid_thw: tuple[int, int, int]
+
+
+class ByteLRU(Generic[Key, Value]):
+    """What was used last, up to a number of bytes. For several threads."""
+
+    def __init__(self, most: int, size: Callable[[Value], int]) -> None:
+        self._most, self._size = most, size
+        self._held: OrderedDict[Key, Value] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: Key) -> Value | None:
+        """What is held under a key."""
+        with self._lock:
+            if key not in self._held:
+                return None
+            self._held.move_to_end(key)
+            return self._held[key]
+
+    def put(self, key: Key, value: Value) -> None:
+        """Hold a value, and let go of the oldest. One that is larger than the bound is not held."""
+        size = self._size(value)
+        with self._lock:
+            if key in self._held or size > self._most:
+                return
+            self._held[key] = value
+            self._bytes += size
+            while self._bytes > self._most:
+                self._bytes -= self._size(self._held.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        with self._lock:
+            self._held.clear()
+            self._bytes = 0
+
+
+class ImageStore:
+    """The pictures of a run's prompts, and what a model's image processor makes of them.
+
+    Every picture is resized once, to a size within the processor's bounds with sides that are whole tokens; sampler
+    and trainer read those same pixels. Pictures are kept as they came (path or encoded bytes); processed patches,
+    which are large, in a memory of at most `patch_bytes`.
+
+    processor: of the Qwen2-VL type, on Pillow (`lm.vision_files.load_processor`). Raises ValueError where its bounds
+    (min_pixels, max_pixels) leave no image.
+    """
+
+    def __init__(self, processor: Qwen2VLImageProcessorPil, *, patch_bytes: int = 2**28) -> None:
+        self.processor = processor
+        size: Any = processor.size
+        self.min_pixels, self.max_pixels = int(size["shortest_edge"]), int(size["longest_edge"])
+        if not 0 < self.min_pixels <= self.max_pixels or self.max_pixels < self.factor**2:
+            raise ValueError(
+                f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels} leave no image: an image has at least "
+                f"{self.factor**2} pixels, one token of {self.factor} x {self.factor}"
+            )
+        self._pictures: dict[int, Picture] = {}
+        self._patches: ByteLRU[int, Patches] = ByteLRU(patch_bytes, lambda made: made.pixel_values.nbytes)
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a side of one token."""
+        return self.processor.patch_size * self.processor.merge_size
+
+    def add(self, picture: Picture) -> tuple[int, int]:
+        """Keep a picture; gives its handle and how many tokens it takes. Nothing is decoded.
+
+        Raises:
+            PictureError: it is more than 200 times as long as wide.
+        """
+        height, width = self._resized_to(picture)
+        self._pictures.setdefault(picture.handle, picture)
+        return picture.handle, height * width // self.factor**2
+
+    def grid(self, handle: int) -> tuple[int, int, int]:
+        """Patches in time, height and width."""
+        height, width = self._resized_to(self._picture(handle))
+        return 1, height // self.processor.patch_size, width // self.processor.patch_size
+
+    def tokens(self, handle: int) -> int:
+        """Placeholder tokens of an image."""
+        _, height, width = self.grid(handle)
+        return height * width // self.processor.merge_size**2
+
+    def resized(self, handle: int) -> Image.Image:
+        """The very pixels that the model reads, for another engine; that one resizes no more, given the same bounds."""
+        picture = self._picture(handle)
+        height, width = self._resized_to(picture)
+        return picture.rgb().resize((width, height), self.processor.resample)
+
+    def patches(self, handle: int) -> Patches:
+        """What the vision tower reads. Raises ValueError for a handle that no prompt of this run has."""
+        found = self._patches.get(handle)
+        if found is None:
+            made = self.processor(images=[self.resized(handle)], do_resize=False, return_tensors="np")
+            values = torch.from_numpy(np.ascontiguousarray(made["pixel_values"], dtype=np.float32))
+            found = Patches(values, self.grid(handle))
+            assert tuple(made["image_grid_thw"][0]) == found.grid_thw
+            self._patches.put(handle, found)
+        return found
+
+    def _picture(self, handle: int) -> Picture:
+        try:
+            return self._pictures[handle]
+        except KeyError:
+            raise ValueError(
+                f"no picture with the handle {handle} was rendered in this process: render the prompt here too"
+            ) from None
+
+    def _resized_to(self, picture: Picture) -> tuple[int, int]:
+        try:
+            return smart_resize(picture.height, picture.width, self.factor, self.min_pixels, self.max_pixels)
+        except ValueError as error:
+            raise PictureError(f"{picture.name}: {picture.width} x {picture.height} pixels ({error})") from error
+
+
+def _read(source: Path | bytes, name: str, max_pixels: int) -> Image.Image:
+    if isinstance(source, Path) and not source.is_file():
+        raise PictureError(f"{name}: no such file")
+    with warnings.catch_warnings():
+        # Pillow's own bound is one for the whole process, and a warning in parts; ours stands in for it.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = _decoded(
+            name, lambda: Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        )
+        with image:
+            _check_size(name, image.width, image.height, max_pixels)
+            return _decoded(name, lambda: _upright(image))
+
+
+def _decoded(name: str, decode: Callable[[], Image.Image]) -> Image.Image:
+    try:
+        return decode()
+    except PictureError as error:
+        raise PictureError(f"{name}: {error}") from error
+    except Exception as error:  # decoders of broken files raise anything
+        raise PictureError(f"{name}: can't be read as an image ({type(error).__name__}: {error})") from error
+
+
+def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1 or width * height > max_pixels:
+        raise PictureError(f"{name}: {width} x {height} pixels; an image must have from 1 to {max_pixels}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The first frame as 8-bit RGB, turned as its EXIF says."""
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray((levels * 255 // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise PictureError("floating-point pixels, whose range nobody told; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _handle(rgb: Image.Image) -> int:
+    digest = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode())
+    digest.update(rgb.tobytes())
+    return -(int.from_bytes(digest.digest()[:8]) >> 2 | 1)
