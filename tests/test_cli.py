@@ -241,6 +241,17 @@ def test_eval_with_other_questions_leaves_the_runs_evaluation(finished: tuple[Pa
     assert (run / "evaluation.json").read_bytes() == before
 
 
+def test_a_run_that_an_alarm_stops_leaves_its_report(model: Path, tmp_path: Path) -> None:
+    alarm = ("health.rules.longer.patience=1", "health.rules.longer.warning=0.01", "health.rules.longer.alarm=0.02")
+    soon = ("health.first_steps=1", "health.warning_period=1", "health.match_every=0")
+    run = tmp_path / "run"
+    message = refused(1, "demo", "--steps", 4, "--out", run, f"model.path={model}", *SMALL, *soon, *alarm)
+    assert "health alarm 'longer'" in message
+    assert f"Go on with: sparring train --resume {run}" in message
+    assert f"What happened: {run / 'report.html'}" in message
+    assert "longer" in (run / "report.html").read_text(encoding="utf-8")
+
+
 def test_report_prints_its_path(finished: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = finished
     monkeypatch.chdir(run.parent)

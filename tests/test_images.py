@@ -201,8 +201,10 @@ def test_bounds_decide_the_tokens() -> None:
 
 
 def test_a_strip_is_refused() -> None:
-    with pytest.raises(PictureError, match="1 x 201 pixels"):
-        tiny_store().add(picture(1, 201))
+    assert tiny_store().add(picture(1, 200))[1] == 15
+    for strip in ((1, 201), (403, 2)):
+        with pytest.raises(PictureError, match=f"{strip[0]} x {strip[1]} pixels; a side may be 200 times"):
+            picture(*strip)
 
 
 def test_memory_is_bounded_and_what_was_used_last_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_create_then_open(tmp_path: Path) -> None:
 def test_existing_run_is_refused_and_untouched(tmp_path: Path) -> None:
     with RunFolder(tmp_path).create("seed: 1\n", {}) as made:
         made.append_metrics({"step": 1})
-    with pytest.raises(RunFolderError, match=r"holds a run already .*`sparring train --resume .*` or choose another"):
+    with pytest.raises(RunFolderError, match=r"holds a run already .*: resume it \(--resume .*\) or choose another"):
         RunFolder(tmp_path).create("seed: 2\n", {})
     with RunFolder(tmp_path).open() as again:  # the refused one gave its lock back
         assert again.config.read_text() == "seed: 1\n"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import inspect
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from sparring.cli_engines import plan, serve_command
 from sparring.cli_eval import compare, evaluate, print_comparison
 from sparring.cli_report import report, samples
 from sparring.cli_settings import OVERRIDES, configuration, described, run_options
+from sparring.cli_sft import sft
 from sparring.console import (
     Commands,
     command,
@@ -111,7 +113,7 @@ def train(*, out: Path | None, resume: Path | None, dry_run: bool, **options: An
     _play_new(config, out or _new_folder(config.recipe))
 
 
-for _command in (evaluate, compare, report, samples, plan, serve_command):
+for _command in (sft, evaluate, compare, report, samples, plan, serve_command):
     main.add_command(_command)
 
 
@@ -204,7 +206,7 @@ def _play(play: Play, run: Path, title: str, closing: str | None) -> None:
     began = time.monotonic()
     click.echo(f"Run folder: {shown(run)}")
     console, display = _display(title, run)
-    with resumable(run, display), display:
+    with _told_by_a_page(run), resumable(run, display), display:
         display.said("starting")
         quiet_libraries(display)
         evaluation = play(display)
@@ -226,6 +228,21 @@ def _play(play: Play, run: Path, title: str, closing: str | None) -> None:
         *_next_steps(run, name),
     ):
         click.echo(f"{label:8} {text}")
+
+
+@contextmanager
+def _told_by_a_page(run: Path) -> Iterator[None]:
+    """A run that an alarm stops leaves its report: what is to be done is decided by reading it."""
+    try:
+        yield
+    except RuntimeError as error:
+        from sparring.health.guard import UnhealthyRun
+
+        if isinstance(error, UnhealthyRun):
+            from sparring.report.page import write_report
+
+            error.add_note(f"What happened: {shown(write_report([run]))}")
+        raise
 
 
 def _next_steps(run: Path, name: str) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 # No vector formats: Pillow gives those to other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 100_000_000
+MAX_RATIO = 200  # of the sides: the image processor's own bound
 _WHITE = (255, 255, 255, 255)
 
 Key = TypeVar("Key", bound=Hashable)
@@ -60,7 +61,7 @@ class Picture:
         header, before anything is decoded. Transparency is laid on white; 16-bit greys are scaled down.
 
         Raises:
-            PictureError: missing, corrupt, too large, or in a format that isn't read (see FORMATS).
+            PictureError: missing, corrupt, too large, too long a strip, or in a format that isn't read (see FORMATS).
         """
         if isinstance(source, Image.Image):
             called, image = name or "a picture", source
@@ -155,11 +156,7 @@ class ImageStore:
         return self.processor.patch_size * self.processor.merge_size
 
     def add(self, picture: Picture) -> tuple[int, int]:
-        """Keep a picture; gives its handle and how many tokens it takes. Nothing is decoded.
-
-        Raises:
-            PictureError: it is more than 200 times as long as wide.
-        """
+        """Keep a picture; gives its handle and how many tokens it takes. Nothing is decoded."""
         height, width = self._resized_to(picture)
         self._pictures.setdefault(picture.handle, picture)
         return picture.handle, height * width // self.factor**2
@@ -200,10 +197,7 @@ class ImageStore:
             ) from None
 
     def _resized_to(self, picture: Picture) -> tuple[int, int]:
-        try:
-            return smart_resize(picture.height, picture.width, self.factor, self.min_pixels, self.max_pixels)
-        except ValueError as error:
-            raise PictureError(f"{picture.name}: {picture.width} x {picture.height} pixels ({error})") from error
+        return smart_resize(picture.height, picture.width, self.factor, self.min_pixels, self.max_pixels)
 
 
 def _read(source: Path | bytes, name: str, max_pixels: int) -> Image.Image:
@@ -232,6 +226,8 @@ def _decoded(name: str, decode: Callable[[], Image.Image]) -> Image.Image:
 def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1 or width * height > max_pixels:
         raise PictureError(f"{name}: {width} x {height} pixels; an image must have from 1 to {max_pixels}")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise PictureError(f"{name}: {width} x {height} pixels; a side may be {MAX_RATIO} times the other at most")
 
 
 def _upright(image: Image.Image) -> Image.Image:

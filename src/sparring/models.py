@@ -11,9 +11,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparring import prompts
 from sparring.arena import model_path
+from sparring.images import ImageStore
 from sparring.lm.base import LanguageModel
-from sparring.lm.load import load_tokenizer, resolve_dtype
+from sparring.lm.load import Saved, load_tokenizer, resolve_dtype
 from sparring.lm.lora import LoraSettings, add_lora
+from sparring.lm.vision_files import load_processor
+from sparring.lm.vision_parts import freeze_vision, is_vision_model, language_lora
 from sparring.lm.weights import FullWeights, LoraWeights, ShardedWeights, Weights
 from sparring.parallel.placement import placement
 from sparring.parallel.ranks import ALONE, Ranks
@@ -62,15 +65,28 @@ def build_models(
         revision=settings.revision,
         remote_code=settings.remote_code is not None,
     )
+    saved: Saved = tokenizer
+    images: ImageStore | None = None
+    if is_vision_model(model):
+        saved = load_processor(
+            locate(settings.path),
+            tokenizer,
+            min_pixels=settings.vision.min_pixels,
+            max_pixels=settings.vision.max_pixels,
+            revision=settings.revision,
+        )
+        images = ImageStore(saved.image_processor)
+        vision = settings.vision
+        freeze_vision(model, tower=not vision.train_tower, projector=not vision.train_projector)
     if not trainable:
         model.requires_grad_(False)  # before it is opened: engines share frozen weights and copy trained ones
     if adapted:
         lora = LoraSettings(settings.lora.rank, settings.lora.alpha, settings.lora.targets)
-        add_lora(model, lora, config.seed)
+        add_lora(model, lora if images is None else language_lora(model, lora), config.seed)
     for name, parameter in model.named_parameters():
         if not set(frozen).isdisjoint(name.split(".")):
             parameter.requires_grad_(False)
-    policy = placed.open(model, settings, trainable=trainable)
+    policy = placed.open(model, settings, trainable=trainable, images=images)
     reference = None
     if adapted or needs_reference(config):
         other = settings.reference if needs_reference(config) else None
@@ -79,9 +95,9 @@ def build_models(
         _require_same_vocabulary(settings, model, of)
     return Models(
         model,
-        _weights(config, model, tokenizer, ranks, adapted=adapted, sharded=placed.sharded),
+        _weights(config, model, saved, ranks, adapted=adapted, sharded=placed.sharded),
         tokenizer,
-        Renderer(tokenizer, settings.template_kwargs),
+        Renderer(tokenizer, settings.template_kwargs, images),
         policy,
         reference,
         stop_ids_of(model, tokenizer),
@@ -101,7 +117,7 @@ def needs_reference(config: RunConfig) -> bool:
 def _weights(
     config: RunConfig,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Saved,
     ranks: Ranks,
     *,
     adapted: bool,
@@ -161,7 +177,7 @@ def _chat_template(settings: ModelConfig) -> str | None:
 
 
 def _require_same_vocabulary(settings: ModelConfig, model: PreTrainedModel, reference: PreTrainedModel) -> None:
-    sizes = [m.config.vocab_size for m in (model, reference)]
+    sizes = [m.config.get_text_config(decoder=True).vocab_size for m in (model, reference)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"model.reference {settings.reference} has a vocabulary of {sizes[1]} tokens and model.path "

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from sparring.types import Advantages, Payoffs, Turn
+from sparring.types import Advantages, Payoffs, Turn, text_of
 
 
 class Clock:
@@ -45,7 +45,7 @@ def turn_rows(
             "parent": -1 if turn.parent is None else index[turn.parent],
             "role": turn.role.name,
             "model": turn.model,
-            "prompt": str(turn.prompt.messages[-1]["content"]),
+            "prompt": text_of(turn.prompt.messages[-1]),
             "text": turn.text,
             "thought": turn.thought,
             "finish": turn.finish,

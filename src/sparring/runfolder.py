@@ -156,8 +156,8 @@ class RunFolder:
         for path in (self.config, self.metrics, self.checkpoints, self.turns):
             if path.exists():
                 raise RunFolderError(
-                    f"{self.path} holds a run already ({path.name}): resume with "
-                    f"`sparring train --resume {self.path}` or choose another folder (--out)"
+                    f"{self.path} holds a run already ({path.name}): resume it "
+                    f"(--resume {self.path}) or choose another folder (--out)"
                 )
 
     def open(self) -> Self:

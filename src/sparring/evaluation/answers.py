@@ -25,7 +25,7 @@ from sparring.runfolder import write_json_atomic
 from sparring.sampling.seeds import generator
 from sparring.sampling.turns import TurnSampler
 from sparring.settings import ChallengeConfig, RunConfig
-from sparring.types import Message, ModelName, Prompt, Turn
+from sparring.types import Message, ModelName, Prompt, Turn, text_of
 from sparring.writers import build_sampler
 
 AT_ONCE = 64
@@ -89,8 +89,8 @@ def chat_text(messages: Sequence[Message]) -> str:
     '[system]\\nBe brief.\\n\\n[user]\\nWho?'
     """
     if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
+        return text_of(messages[0])
+    return "\n\n".join(f"[{message['role']}]\n{text_of(message)}" for message in messages)
 
 
 def answering(config: RunConfig, *, temperature: float | None, tokens: int | None, seed: int) -> RunConfig:

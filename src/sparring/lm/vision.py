@@ -143,10 +143,10 @@ class VisionLM(GenericLM):
         wanted = list(dict.fromkeys(handle for prompt in dict(rows) for handle, _ in runs(prompt)))
         if not self._lockstep:
             return self._encoder.encode(wanted), None
-        made = self._encoder.together(self._encoder.patches(wanted) or [self._encoder.blank()])
-        return dict(zip(wanted, made, strict=False)), None if wanted else 0 * torch.stack(
-            [part.sum() for part in made[0]]
-        ).sum()
+        if wanted:
+            return dict(zip(wanted, self._encoder.together(self._encoder.patches(wanted)), strict=True)), None
+        (blank,) = self._encoder.together([self._encoder.blank()])
+        return {}, 0 * torch.stack([part.sum() for part in blank]).sum()
 
     def _states_of(self, rows: Sequence[Row]) -> Tensor:
         features, zero = self._features(rows)

@@ -27,8 +27,7 @@ class PromptCache(Cache):
 
 class _Written(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.keys is None:
-            self.keys, self.values = key_states, value_states
+        self.keys, self.values = key_states, value_states
         return key_states, value_states
 
     def get_seq_length(self) -> int:

@@ -5,6 +5,7 @@ Tower (the vision transformer), projector (the mergers that turn patches into to
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +55,19 @@ def language_lora(model: PreTrainedModel, settings: LoraSettings) -> LoraSetting
         )
     chosen = {name for names in found.values() for name in names} if settings.targets else set(linears)
     return replace(settings, targets=tuple(name for name in linears if name in chosen))
+
+
+def own_name(name: str) -> str:
+    """The name in the model of a tensor in a file. Files of Qwen2.5-VL have names from before transformers 5.
+
+    >>> [own_name(name) for name in ("visual.pos_embed.weight", "model.norm.weight", "lm_head.weight")]
+    ['model.visual.pos_embed.weight', 'model.language_model.norm.weight', 'lm_head.weight']
+    >>> own_name("model.language_model.norm.weight")
+    'model.language_model.norm.weight'
+    """
+    if name.startswith("visual."):
+        return f"model.{name}"
+    return re.sub(r"^model\.(?!language_model\.|visual\.)", f"{LANGUAGE}.", name)
 
 
 def vision_tokens(model: PreTrainedModel) -> tuple[int, ...]:

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from sparring.lm.hub import LoadError, find_folder, is_adapter
-from sparring.lm.load import load_model, save_model
+from sparring.lm.load import Saved, load_model, save_model
 from sparring.lm.lora import merge_adapter, restore_adapter, save_adapter
 from sparring.lm.probe import cast_parameters
 from sparring.parallel.parts import Digest, FromFirst, TensorFiles, write_tensors
@@ -70,7 +70,7 @@ class FullWeights:
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Saved
     dtype: torch.dtype
     ranks: Ranks = ALONE
 
@@ -165,7 +165,7 @@ class LoraWeights:
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Saved
     base: str
     base_revision: str | None
     dtype: torch.dtype

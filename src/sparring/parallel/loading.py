@@ -7,10 +7,25 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
-from sparring.lm.hub import LoadError, check_language_model, check_weights_present, find_folder, is_adapter, read_config
+from sparring.lm.hub import (
+    LoadError,
+    check_language_model,
+    check_weights_present,
+    find_folder,
+    is_adapter,
+    read_config,
+    sees,
+)
 from sparring.lm.load import _keep_generation_config_savable
+from sparring.lm.vision_parts import is_vision_model, own_name
 from sparring.lm.weights import weight_files
 from sparring.parallel.parts import TensorFiles
 from sparring.parallel.sharding import ShardedModel, shard
@@ -38,7 +53,7 @@ def load_sharded(
     check_language_model(path, read_config(folder), remote_code=False, four_bit=False)
     check_weights_present(folder)
     model = _skeleton(folder, dtype, attention, device)
-    files = TensorFiles(weight_files(folder))
+    files = TensorFiles(weight_files(folder), own_name if is_vision_model(model) else str)
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     odd = [name for name, shape in wanted.items() if name not in files or files.kind(name)[0] != shape]
     odd += [name for name in files if name not in model.state_dict()]
@@ -57,7 +72,8 @@ def _skeleton(folder: Path, dtype: torch.dtype, attention: str, device: str) -> 
     """The model with parameters that have no storage yet, and buffers that are as they should be."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        kind = AutoModelForImageTextToText if sees(config.to_dict()) else AutoModelForCausalLM
+        model: Any = kind.from_config(config, dtype=dtype, attn_implementation=attention)
     for name, buffer in list(model.named_buffers()):
         parent, _, leaf = name.rpartition(".")
         owner: nn.Module = model.get_submodule(parent)

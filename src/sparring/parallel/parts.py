@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,14 +115,18 @@ class _Part:
 
 
 class TensorFiles(Mapping[str, Tensor]):
-    """The tensors in safetensors files, each read when it is asked for."""
+    """The tensors in safetensors files, each read when it is asked for.
 
-    def __init__(self, files: list[Path]) -> None:
-        self._open: list[Any] = [safe_open(file, "pt") for file in files]
-        self._of = {name: file for file in self._open for name in file.keys()}  # noqa: SIM118 - no mapping
+    own_name: a name in the files to the name it is asked for by.
+    """
+
+    def __init__(self, files: list[Path], own_name: Callable[[str], str] = str) -> None:
+        opened: list[Any] = [safe_open(file, "pt") for file in files]
+        self._of = {own_name(name): (file, name) for file in opened for name in file.keys()}  # noqa: SIM118 - no mapping
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._of[name].get_tensor(name)
+        file, stored = self._of[name]
+        return file.get_tensor(stored)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._of)
@@ -132,7 +136,8 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def kind(self, name: str) -> Kind:
         """A tensor's shape and dtype, without reading it."""
-        there = self._of[name].get_slice(name)
+        file, stored = self._of[name]
+        there = file.get_slice(stored)
         return tuple(there.get_shape()), _DTYPES[there.get_dtype()]
 
 

@@ -8,10 +8,13 @@ from typing import Protocol, cast
 import torch
 from transformers import PreTrainedModel
 
+from sparring.images import ImageStore
 from sparring.lm.base import LanguageModel
 from sparring.lm.engines import Adapted, open_lm, open_reference
 from sparring.lm.load import load_model
 from sparring.lm.lora import has_adapters
+from sparring.lm.vision import VisionLM
+from sparring.lm.vision_parts import is_vision_model
 from sparring.parallel.ranks import Ranks
 from sparring.settings import ModelConfig
 
@@ -28,8 +31,10 @@ class Placement(Protocol):
         """The model that plays, with its weights in `dtype`; adapted: it gets adapters before it is opened."""
         ...
 
-    def open(self, model: PreTrainedModel, settings: ModelConfig, *, trainable: bool) -> LanguageModel:
-        """The model as it writes and scores."""
+    def open(
+        self, model: PreTrainedModel, settings: ModelConfig, *, trainable: bool, images: ImageStore | None = None
+    ) -> LanguageModel:
+        """The model as it writes and scores. images: the pictures of prompts, for a model that sees."""
         ...
 
     def reference(
@@ -79,10 +84,14 @@ class Whole:
             four_bit=adapted and settings.tuning == "qlora",
         )
 
-    def open(self, model: PreTrainedModel, settings: ModelConfig, *, trainable: bool) -> LanguageModel:
+    def open(
+        self, model: PreTrainedModel, settings: ModelConfig, *, trainable: bool, images: ImageStore | None = None
+    ) -> LanguageModel:
         """See `Placement.open`."""
         again = settings.gradient_checkpointing
-        return open_lm(model, self._dtype, trainable=trainable, path=settings.engine, checkpointing=again)
+        return open_lm(
+            model, self._dtype, trainable=trainable, path=settings.engine, checkpointing=again, images=images
+        )
 
     def reference(
         self, policy: LanguageModel, model: PreTrainedModel, other: str | Path | None, settings: ModelConfig
@@ -113,14 +122,21 @@ class Sharded:
             return load_model(path, dtype=dtype, attention=settings.attention, revision=settings.revision)
         return self._shards(path, dtype, settings.attention, settings.revision)
 
-    def open(self, model: PreTrainedModel, settings: ModelConfig, *, trainable: bool) -> LanguageModel:
+    def open(
+        self, model: PreTrainedModel, settings: ModelConfig, *, trainable: bool, images: ImageStore | None = None
+    ) -> LanguageModel:
         """See `Placement.open`."""
+        from sparring.lm.vision_sharded import ShardedVisionLM
         from sparring.parallel.engine import ShardedLM
         from sparring.parallel.sharding import is_sharded_model, shard
 
         if not is_sharded_model(model):
             model = shard(model, self._team, self._dtype, self._device)
-        return ShardedLM(model, self._dtype, trainable, checkpointing=settings.gradient_checkpointing)
+        again = settings.gradient_checkpointing
+        if is_vision_model(model):
+            assert images is not None
+            return ShardedVisionLM(model, self._dtype, trainable, images, checkpointing=again)
+        return ShardedLM(model, self._dtype, trainable, checkpointing=again)
 
     def reference(
         self, policy: LanguageModel, model: PreTrainedModel, other: str | Path | None, settings: ModelConfig
@@ -130,7 +146,8 @@ class Sharded:
             return cast(Adapted, policy).without_adapters(), model
         path, revision = (self._path, settings.revision) if other is None else (other, None)
         frozen = self._shards(path, self._dtype, settings.attention, revision).requires_grad_(False)
-        return self.open(frozen, settings, trainable=False), frozen
+        images = policy.images if isinstance(policy, VisionLM) else None
+        return self.open(frozen, settings, trainable=False, images=images), frozen
 
     def _shards(self, path: str | Path, dtype: torch.dtype, attention: str, revision: str | None) -> PreTrainedModel:
         from sparring.parallel.loading import load_sharded

@@ -8,7 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+)
 from transformers.pytorch_utils import Conv1D
 
 from sparring.lm.hub import (
@@ -18,6 +23,7 @@ from sparring.lm.hub import (
     find_folder,
     is_adapter,
     read_config,
+    sees,
 )
 from sparring.lm.llama import FastLlama
 
@@ -124,7 +130,8 @@ def language_model(path: str | Path, *, revision: str | None = None, remote_code
     check_language_model(path, read_config(folder), remote_code=remote_code, four_bit=True)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code, local_files_only=True)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote_code)
+        kind = AutoModelForImageTextToText if sees(config.to_dict()) else AutoModelForCausalLM
+        model = kind.from_config(config, trust_remote_code=remote_code)
     return shape_of(model, str(path))
 
 

@@ -43,6 +43,13 @@ def _learning(methods: Sequence[Method]) -> Iterator[Chart]:
     )
     yield Chart(
         LEARNING,
+        "nll",
+        "NLL of the answers",
+        "Nats a token; held out: rows that are not trained.",
+        {"nll/train": ("trained", COLOURS[0]), "nll/held_out": ("held out", COLOURS[2])},
+    )
+    yield Chart(
+        LEARNING,
         "value",
         "V: mean reward",
         "Mean reward of the Solver's answers, R only; self-play reward alone can mislead.",

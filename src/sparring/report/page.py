@@ -228,6 +228,8 @@ def _missing_figures(run: Run, drawn: Sequence[Panel]) -> list[str]:
         "seconds": "time",
     }
     names = {panel.name for panel in drawn}
+    if run.settings.get("recipe") == "sft":  # nothing is played
+        names |= {"value", "valid", "kl"}
     if run.untested:
         names |= {"accuracy", "win-rates"}
     if run.rows and not any(key.endswith("/challenger") for key in run.rows[-1]):

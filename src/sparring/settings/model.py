@@ -24,6 +24,22 @@ class LoraConfig(Section):
         return listed(value)
 
 
+class VisionConfig(Section):
+    """How a vision model's images are prepared, and which of its parts are trained. Text models ignore it.
+
+    Under an adapter only the language model's adapter is trained.
+    """
+
+    min_pixels: Count | None = Field(
+        default=None, description="an image is resized to at least this many pixels; null: as the model's files have it"
+    )
+    max_pixels: Count | None = Field(
+        default=None, description="and to at most this many; null: as the model's files have it"
+    )
+    train_tower: bool = Field(default=True, description="train the vision tower (tuning: full)")
+    train_projector: bool = Field(default=True, description="train what turns its output into tokens (tuning: full)")
+
+
 class ModelConfig(Section):
     """The model that plays."""
 
@@ -42,6 +58,7 @@ class ModelConfig(Section):
         "(lora) or 4 bits (qlora); under both the frozen start is the model with the adapter off",
     )
     lora: LoraConfig = Field(default_factory=LoraConfig, description="the adapter")
+    vision: VisionConfig = Field(default_factory=VisionConfig, description="of a model that sees")
     gradient_checkpointing: bool = Field(
         default=False, description="compute each layer again in the backward pass: less memory, about a third slower"
     )
