@@ -143,9 +143,10 @@ def run(job: Job, out: Path) -> str:
     from transformers.utils import logging
 
     from sparring.config import resolve
+    from sparring.files import write_json_atomic
     from sparring.recipes import recipe
     from sparring.run import assemble, held_out
-    from sparring.runfolder import RunFolder, write_json_atomic
+    from sparring.runfolder import RunFolder
     from sparring.stages import lineage
 
     logging.disable_progress_bar()

@@ -24,7 +24,7 @@ from statistics import fmean, stdev
 ARMS = {
     "lsp-zero": ("lsp-zero", ("health.on_alarm=go_on",)),
     "lsp": ("lsp", ("health.on_alarm=go_on",)),
-    "rescued": ("lsp-zero", ("health.on_alarm=roll_back", "health.alpha_factor=0.25", "checkpoint.every=5")),
+    "rescued": ("lsp-zero", ("health.on_alarm=roll_back", "health.alpha_factor=0", "checkpoint.every=5")),
 }
 """Recipe and settings by arm."""
 FALL = 0.05
@@ -43,6 +43,8 @@ class Row:
     fell_hard: int | None
     best: float
     last: float
+    ended: int
+    rollbacks: int
 
     @property
     def in_time(self) -> bool:
@@ -116,8 +118,10 @@ def judged(folder: Path, rules: dict[str, dict[str, float | None]]) -> Row:
     arm, _, seed = folder.name.rpartition("-")
     accuracies = [accuracy for _, accuracy in curves["all"]]
     falls = {name: fallen(curve) for name, curve in curves.items()}
+    last = run.read_metrics()[-1]
     return Row(
-        arm, int(seed), warned, alarmed, rule, falls["all"], falls["hard"], max(accuracies), accuracies[-1]
+        arm, int(seed), warned, alarmed, rule, falls["all"], falls["hard"], max(accuracies), accuracies[-1],
+        int(last["step"] or 0), int(last.get("health/rollbacks") or 0),
     )  # fmt: skip
 
 
@@ -133,25 +137,27 @@ def fallen(curve: Sequence[tuple[int, float]]) -> int | None:
 
 def table(rows: Sequence[Row]) -> str:
     """One line a run, and what is promised."""
-    lines = [f"{'run':<14}{'warned':>8}{'alarm':>8}  {'rule':<12}{'fell':>6}{'hard':>6}{'best':>8}{'last':>8}"]
+    head = f"{'run':<14}{'warned':>8}{'alarm':>8}  {'rule':<12}{'fell':>6}{'hard':>6}{'best':>8}{'last':>8}"
+    lines = [f"{head}{'ended':>7}{'back':>6}"]
     for row in rows:
         steps = (row.warned, row.alarmed, row.fell, row.fell_hard)
         warned, alarmed, fell, hard = ("-" if step is None else str(step) for step in steps)
         name = f"{row.arm}-{row.seed}"
         lines.append(
             f"{name:<14}{warned:>8}{alarmed:>8}  {row.rule:<12}{fell:>6}{hard:>6}{row.best:8.3f}{row.last:8.3f}"
+            f"{row.ended:7}{row.rollbacks:6}"
         )
     by_arm = {arm: [row for row in rows if row.arm == arm] for arm in ARMS}
     zero, lsp, rescued = (by_arm[arm] for arm in ARMS)
     lines.append(f"LSP-Zero: alarm in time in {sum(row.in_time for row in zero)} of {len(zero)} runs")
     lines.append(f"LSP: false alarms in {sum(row.alarmed is not None for row in lsp)} of {len(lsp)} runs")
-    ended = {row.seed: row.last for row in zero}
-    gains = [row.last - ended[row.seed] for row in rescued if row.seed in ended]
-    if gains:
-        spread = stdev(gains) if len(gains) > 1 else 0.0
-        better = sum(gain > 0 for gain in gains)
-        gain = f"{fmean(gains):+.3f} ± {spread:.3f}, {better} of {len(gains)} better"
-        lines.append(f"Rescued, last accuracy less LSP-Zero's: {gain}")
+    whole = {row.seed: row for row in zero}
+    through = [row for row in rescued if row.seed in whole and row.ended == whole[row.seed].ended]
+    if rescued:
+        gains = [row.last - whole[row.seed].last for row in through]
+        spread = f" ± {stdev(gains):.3f}" if len(gains) > 1 else ""
+        gain = f", last accuracy less LSP-Zero's {fmean(gains):+.3f}{spread}" if gains else ""
+        lines.append(f"Rolled back: {len(through)} of {len(rescued)} runs came through{gain}")
     return "\n".join(lines)
 
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pytest
 
 from sparring.health.guard import Guard
 from sparring.health.rules import Level, Status
-from sparring.types import Payoffs, Turn
 
 
 def ring(monkeypatch: pytest.MonkeyPatch, levels: Mapping[int, Level]) -> None:
     """The rules find what is given by step, until the run has gone back once."""
-    measure = Guard.step
+    found = Guard.found
 
-    def step(
-        guard: Guard, number: int, turns: Sequence[Turn], payoffs: Payoffs, metrics: Mapping[str, float]
-    ) -> dict[str, float]:
-        figures = measure(guard, number, turns, payoffs, metrics)
-        guard.status = Status(levels.get(number, Level.OK) if guard.rollbacks == 0 else Level.OK)
-        return figures
+    def ringing(guard: Guard, step: int, status: Status) -> None:
+        found(guard, step, Status(levels.get(step, Level.OK) if guard.rollbacks == 0 else Level.OK))
 
-    monkeypatch.setattr(Guard, "step", step)
+    monkeypatch.setattr(Guard, "found", ringing)

@@ -248,8 +248,8 @@ def test_a_run_that_an_alarm_stops_leaves_its_report(model: Path, tmp_path: Path
     message = refused(1, "demo", "--steps", 4, "--out", run, f"model.path={model}", *SMALL, *soon, *alarm)
     assert "health alarm 'longer'" in message
     assert f"Go on with: sparring train --resume {run}" in message
-    assert f"What happened: {run / 'report.html'}" in message
-    assert "longer" in (run / "report.html").read_text(encoding="utf-8")
+    assert f"Look at what happened: sparring report {run}" in message
+    assert "longer" in Path(sparring("report", run).output.strip()).read_text(encoding="utf-8")
 
 
 def test_report_prints_its_path(finished: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch) -> None:

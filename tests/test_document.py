@@ -15,7 +15,7 @@ from sparring.evaluation.comparison import Outcome, compare
 from sparring.evaluation.document import Figure, document, read_document, slug
 from sparring.evaluation.harness import HarnessRecord
 from sparring.evaluation.winrate import BothOrders, win_rates
-from sparring.runfolder import write_json_atomic
+from sparring.files import write_json_atomic
 
 RATE = {"n": 4, "win_rate": 0.5, "ci95": [0.25, 0.75]}
 MINIMAL: dict[str, Any] = {"schema": 1, "metric": "win_rate", "overall": RATE, "subsets": {}}

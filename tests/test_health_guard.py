@@ -187,6 +187,19 @@ def test_an_alarm_may_send_a_run_back_with_other_weights_so_many_times() -> None
         guard.react(4, run)
 
 
+def test_a_sound_checkpoint_is_older_than_what_the_rules_look_back_on() -> None:
+    """Valid queries fell at step 3, warned of at once: with a lookback of 2 step 1 is sound, 2 is not."""
+    guard, _ = collapsing(on_alarm="roll_back", lookback=2)
+    guard.step(4, *played("a"), {"game/valid_share": 0.0})
+    saved = [{"step": step, "health": {"level": 0}} for step in (1, 2, 3)]
+    assert [guard.sound(state) for state in saved] == [True, False, False]
+    assert not guard.sound({"step": 1, "health": {"level": 1}})
+    assert not guard.sound({"step": 1})  # of a run before it had health
+    well = Guard(HealthConfig(on_alarm="roll_back", lookback=2), print)
+    well.step(7, *played("a"), {})
+    assert [well.sound({"step": step, "health": {"level": 0}}) for step in (6, 7)] == [True, False]
+
+
 def test_without_a_healthy_checkpoint_a_roll_back_stops() -> None:
     guard, _ = alarmed(on_alarm="roll_back")
     with pytest.raises(UnhealthyRun):

@@ -182,3 +182,13 @@ def test_the_page_has_the_default_rules_as_they_are() -> None:
         limits = ["never" if limit is None else f"{limit:g}" for limit in (rule.warning, rule.alarm)]
         cells = (rule.name, rule.figure, measured[rule.baseline], rule.direction.name.lower(), *limits, rule.patience)
         assert row == f"| {' | '.join(map(str, cells))} |"
+
+
+def test_fewer_first_steps_after_a_resume_leave_the_rules_alive() -> None:
+    rule = Rule("r", "x", Direction.ABOVE, 0.1, 0.2, 1, Difference())
+    before = Health([rule], 0, 4)
+    for _ in range(4):
+        before.step({"x": 0.0})
+    after = Health([rule], 0, 2)
+    after.restore(before.state())
+    assert after.step({"x": 9.0}).level is Level.ALARM

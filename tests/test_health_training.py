@@ -24,7 +24,13 @@ from sparring.runfolder import RunFolder
 SOON = ("health.first_steps=1", "health.warning_period=2", "health.match_every=2", "health.match_n=4")
 ALWAYS = ("health.rules.longer.patience=1", "health.rules.longer.warning=0.01", "health.rules.longer.alarm=0.02")
 """A rule that rings at every step after its warning period: turns are longer than a fiftieth of their first length."""
-BACK = ("health.on_alarm=roll_back", "checkpoint.every=2", "checkpoint.keep=1", "health.alpha_factor=0.5")
+BACK = (
+    "health.on_alarm=roll_back",
+    "checkpoint.every=2",
+    "checkpoint.keep=1",
+    "health.alpha_factor=0.5",
+    "health.lookback=1",
+)
 
 
 def test_each_step_is_measured_and_matches_are_played(tmp_path: Path, recorder: Recorder) -> None:
@@ -90,7 +96,7 @@ def test_a_roll_back_goes_on_from_the_last_healthy_checkpoint(
 
 def test_what_goes_back_is_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With factors of (nearly) 1 a run that went back ends as one that never left."""
-    same = ("health.on_alarm=roll_back", "checkpoint.every=2", f"health.beta_factor={1 + 1e-12}")
+    same = ("health.on_alarm=roll_back", "health.lookback=1", "checkpoint.every=2", f"health.beta_factor={1 + 1e-12}")
     train(small_run("lsp", *SOON, *same), tmp_path / "straight")
     ring(monkeypatch, {4: Level.WARNING, 5: Level.ALARM})
     train(small_run("lsp", *SOON, *same), tmp_path / "back")
@@ -164,10 +170,13 @@ def test_two_ranks_go_back_together(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("learner.beta=0",), "learner.beta is 0, so lower health.alpha_factor"),
+        (("learner.beta=0",), "would change nothing: learner.beta is 0"),
+        (("learner.beta=0", "game.alpha=0", "health.alpha_factor=0.5"), "would change nothing"),
+        (("game.kind=grpo", "game.prompts=arena:easy", "learner.beta=0", "health.alpha_factor=0.5"), "would change"),
         (("checkpoint.every=0",), "checkpoint.every above 0"),
         (("health.beta_factor=1",), "raise beta_factor above 1 or lower alpha_factor"),
         (("health.rules.nonsense.alarm=1",), "nonsense"),
+        (("health.rules.kl.patience=1e30",), "patience"),
     ],
 )
 def test_settings_that_can_not_be_are_refused(settings: Sequence[str], message: str) -> None:
@@ -179,3 +188,66 @@ def test_an_old_runs_settings_have_health_by_default(tmp_path: Path) -> None:
     settings = small_run("lsp").model_dump(mode="json")
     del settings["health"]
     assert validated(settings).health.on_alarm == "stop"
+
+
+def edited(run: Path, **health: Any) -> None:
+    """The settings of a run's health, changed by its user; two steps more."""
+    settings = read_yaml(run / "config.yaml")
+    settings["steps"] += 2
+    settings["health"].update(health)
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
+def test_other_questions_for_the_match_are_refused_before_a_step_is_lost(tmp_path: Path, recorder: Recorder) -> None:
+    run = tmp_path / "run"
+    train(small_run("lsp-zero", "steps=2", "health.match_every=2", "health.match_n=4"), run)
+    edited(run, match_n=3)
+    with pytest.raises(ValueError, match=r"health\.match_n is 3, but the run began with 4"):
+        resume(run)
+    edited(run, match_every=0)
+    resume(run)
+    assert RunFolder(run).read_metrics()[-1]["step"] == 6
+
+
+def test_a_match_that_can_not_be_played_is_said_once(tmp_path: Path, recorder: Recorder) -> None:
+    run = tmp_path / "run"
+    train(small_run("lsp-zero", "steps=2"), run)  # without matches
+    edited(run, match_every=1, match_n=3)
+    resume(run, observer=recorder)
+    assert sum("no match against the run's start" in message for message in recorder.messages) == 1
+
+
+def test_a_stop_leaves_a_sound_checkpoint_to_go_back_to_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = dict.fromkeys(range(6, 9), Level.WARNING)
+    ring(monkeypatch, {**found, 9: Level.ALARM})
+    with pytest.raises(UnhealthyRun):
+        train(small_run("lsp-zero", "steps=12", "checkpoint.every=4", "health.lookback=2"), tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["step-000004", "step-000008", "step-000009"]
+
+
+def test_checkpoints_that_may_become_sound_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring(monkeypatch, {8: Level.WARNING, 9: Level.ALARM})
+    often = ("steps=10", "health.on_alarm=roll_back", "checkpoint.every=1", "checkpoint.keep=1", "health.lookback=4")
+    seen = Recorder()
+    train(small_run("lsp-zero", *often), tmp_path / "run", observer=seen)
+    assert any("step 9: back to step 4, with learner.beta times 2" in message for message in seen.messages)
+
+
+def test_an_alarm_at_the_last_step_leaves_a_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring(monkeypatch, {6: Level.ALARM})
+    assert train(small_run("lsp-zero", *SOON), tmp_path / "run") is not None
+    assert (tmp_path / "run/model/model.safetensors").is_file()
+
+
+def test_lines_set_aside_by_a_process_that_died_then_are_there_once(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run").create("", {})
+    for step in range(4):
+        folder.append_metrics({"step": step})
+    folder.set_aside_metrics(1)
+    folder.set_aside_metrics(1)
+    assert [json.loads(line)["step"] for line in folder.rolled_back.read_text().splitlines()] == [2, 3]
+    (folder.path / ".metrics.jsonl.tmp-99").write_text("half")
+    folder.clear_leftovers()
+    assert not list(folder.path.glob(".*.tmp-*"))
+    folder.close()

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sparring.evaluation.document import document
 from sparring.evaluation.methods import Methods, draw, table
-from sparring.runfolder import write_json_atomic
+from sparring.files import write_json_atomic
 
 JUDGED = {"judge": "gpt-4o", "n": None, "seed": 0}
 

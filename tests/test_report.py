@@ -132,7 +132,7 @@ def test_metrics_alone_make_a_page_and_say_what_is_missing(tmp_path: Path) -> No
         assert f"{name} is not there" in text
     assert "No turns have been recorded" in text
     assert "KL by role" in text
-    assert sorted(file.name for file in (run / "figures").iterdir()) == ["value.png", "value.svg"]
+    assert sorted(file.name for file in (run / "figures").glob("[!.]*")) == ["value.png", "value.svg"]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_second_report_replaces_the_first(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 7, "game/V": 0.5}\n')
     assert "Recorded up to step 7" in write_report([tmp_path]).read_text()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["figures", "metrics.jsonl", "report.html"]
-    assert sorted(file.name for file in (tmp_path / "figures").iterdir()) == ["value.png", "value.svg"]
+    assert sorted(file.name for file in (tmp_path / "figures").glob("[!.]*")) == ["value.png", "value.svg"]
 
 
 # --- natural language, stages ------------------------------------------------------------------------
@@ -355,3 +355,16 @@ def test_what_was_not_measured_is_not_in_a_legend(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (panel,) = panels_of(tmp_path)
     assert not panel.figure.legends
+
+
+def test_only_figures_of_an_earlier_report_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "eval/easy": 0.5}\n{"step": 1, "eval/easy": 0.6}\n')
+    mine = tmp_path / "figures" / "my-plot.png"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    write_report([tmp_path])
+    assert (tmp_path / "figures/accuracy.svg").is_file()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kl/solver": 0.6}\n')
+    write_report([tmp_path])
+    assert mine.read_bytes() == b"mine"
+    assert not (tmp_path / "figures/accuracy.svg").exists()

@@ -17,13 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from sparring.runfolder import (
-    RunFolder,
-    RunFolderError,
-    free_bytes,
-    write_json_atomic,
-    write_text_atomic,
-)
+from sparring.files import RunFolderError, free_bytes, write_json_atomic, write_text_atomic
+from sparring.runfolder import RunFolder
 
 HOLD = """
 import sys, time

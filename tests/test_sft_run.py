@@ -24,11 +24,12 @@ from sparring.cli_evaluated import subject
 from sparring.cli_sft import sft
 from sparring.config import ConfigError, resolve, validated
 from sparring.console import Commands
+from sparring.files import RunFolderError
 from sparring.learner import DivergedError
 from sparring.models import locate
 from sparring.report.page import page_html
 from sparring.run import train as play
-from sparring.runfolder import RunFolder, RunFolderError
+from sparring.runfolder import RunFolder
 from sparring.settings.sft import SFTConfig
 from sparring.sft.run import resume, train
 from sparring.trainer import InterruptedRun

@@ -20,10 +20,11 @@ import pytest
 from conftest import Recorder, assert_same_run, small_run, untimed
 from ranks import PROCESSES
 from sparring.checkpoint import CheckpointError
+from sparring.files import RunFolderError
 from sparring.learner import DivergedError
 from sparring.rewards.base import RewardError
 from sparring.run import resume, train
-from sparring.runfolder import RunFolder, RunFolderError
+from sparring.runfolder import RunFolder
 from sparring.settings import RunConfig
 
 FAILED, STOPPED = 1, 3

@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM
 
 from conftest import Recorder, assert_same_run, small_run, untimed
 from sparring.arena import model_path
+from sparring.files import RunFolderError
 from sparring.games.base import Game
 from sparring.learner import DivergedError
 from sparring.roles import Role
 from sparring.run import assemble, resume, train
-from sparring.runfolder import RunFolder, RunFolderError
+from sparring.runfolder import RunFolder
 from sparring.sampling.base import Sampler
 from sparring.types import Payoff, Turn
 from sparring.watch import Watch

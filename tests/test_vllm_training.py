@@ -167,7 +167,7 @@ def test_a_run_that_goes_back_takes_the_server_with_it(
 ) -> None:
     server = adapters if tuning == "lora" else whole
     ring(monkeypatch, {4: Level.ALARM})
-    back = ("health.on_alarm=roll_back", "checkpoint.every=2", "rollout.overlap=true")
+    back = ("health.on_alarm=roll_back", "health.lookback=1", "checkpoint.every=2", "rollout.overlap=true")
     train(small_run("lsp-zero", *settings(server.up(), tuning, *back)), tmp_path / "run")
     server.end()
     server.process = None

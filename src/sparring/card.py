@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sparring.runfolder import write_json_atomic, write_text_atomic
+from sparring.files import write_json_atomic, write_text_atomic
 
 Stage = Mapping[str, Any]
 

@@ -19,16 +19,16 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from sparring.files import free_bytes, fsync_path
 from sparring.parallel.parts import Digest, TensorFiles, write_tensors
 from sparring.parallel.ranks import ALONE, RankError, Ranks
-from sparring.runfolder import free_bytes, fsync_path
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{6,})")
@@ -36,6 +36,8 @@ _ASIDE = re.compile(r"\.(step-\d{6,})\.(partial|replaced|removed)-(\d+)")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 Wanted = Callable[[dict[str, Any]], bool]
 """Whether a checkpoint of this state will do."""
+Spared = Callable[[Sequence[dict[str, Any]]], Collection[int]]
+"""Of checkpoints by their states, newest first: the places of those that stay, however many are kept."""
 
 
 class CheckpointError(ValueError):
@@ -74,11 +76,10 @@ def save_checkpoint(
     tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
     keep: int | None,
-    spare: Wanted = lambda state: False,
+    spared: Spared = lambda states: (),
     ranks: Ranks = ALONE,
 ) -> Path:
-    """Save `root/step-<step>` whole or not at all, then keep the newest `keep` (0 or None: all) and the newest
-    whose state is to be spared.
+    """Save `root/step-<step>` whole or not at all, then keep the newest `keep` (0 or None: all) and those spared.
 
     `write_model` fills the empty folder it is given, and may give the digests of files that it took while it wrote. A
     checkpoint of the same step is replaced once the new one is complete. On any failure the files written so far are
@@ -100,7 +101,7 @@ def save_checkpoint(
     finally:
         if ranks.leads:
             shutil.rmtree(partial, ignore_errors=True)  # also on Ctrl-C; after the rename nothing is there
-    ranks.first("tidying checkpoints", lambda: _retain(root, step, keep, spare))
+    ranks.first("tidying checkpoints", lambda: _retain(root, step, keep, spared))
     return final
 
 
@@ -146,8 +147,8 @@ def _publish(partial: Path, final: Path) -> None:
     _remove(aside)
 
 
-def _retain(root: Path, step: int, keep: int | None, spare: Wanted) -> None:
-    """Remove good checkpoints up to this step beyond the newest `keep` and the newest to spare.
+def _retain(root: Path, step: int, keep: int | None, spared: Spared) -> None:
+    """Remove good checkpoints up to this step beyond the newest `keep` and those spared.
 
     Damaged ones stay, as evidence.
 
@@ -157,9 +158,11 @@ def _retain(root: Path, step: int, keep: int | None, spare: Wanted) -> None:
     if not keep:
         return
     good = [path for number, path in _saved(root) if number <= step and not verify_checkpoint(path, hashes=False)]
-    spared = next((path for path in good if spare(_state(path))), None)
-    for path in good[keep:]:
-        if path == spared:
+    if len(good) <= keep:
+        return
+    staying = spared([_state(path) for path in good])
+    for place, path in enumerate(good):
+        if place < keep or place in staying:
             continue
         aside = path.with_name(f".{path.name}.removed-{os.getpid()}")
         try:

@@ -232,16 +232,14 @@ def _play(play: Play, run: Path, title: str, closing: str | None) -> None:
 
 @contextmanager
 def _told_by_a_page(run: Path) -> Iterator[None]:
-    """A run that an alarm stops leaves its report: what is to be done is decided by reading it."""
+    """What is to be done about an alarm is decided by reading the report."""
     try:
         yield
     except RuntimeError as error:
         from sparring.health.guard import UnhealthyRun
 
         if isinstance(error, UnhealthyRun):
-            from sparring.report.page import write_report
-
-            error.add_note(f"What happened: {shown(write_report([run]))}")
+            error.add_note(f"Look at what happened: {command('report', shown(run))}")
         raise
 
 

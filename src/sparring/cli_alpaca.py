@@ -143,7 +143,7 @@ class _Judged:
         """The evaluation in the one form that all have; AlpacaEval's own figures are in it as they are."""
         from sparring.evaluation.alpaca_eval.figures import intervals
         from sparring.evaluation.document import document
-        from sparring.runfolder import write_json_atomic
+        from sparring.files import write_json_atomic
 
         overall, subsets = intervals(self.verdicts)
         who = {"model": self.verdicts.model, "base": self.verdicts.baseline}

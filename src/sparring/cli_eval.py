@@ -89,8 +89,8 @@ def held_out(run_or_model: str, base: str | None, n: int | None, seed: int | Non
         file = asked.run / "evaluation.json"
     with quiet_screen(f"evaluating {run_or_model}") as (console, say):
         say(f"evaluating {run_or_model} and {base}")
+        from sparring.files import write_json_atomic
         from sparring.run import evaluate as compare_models
-        from sparring.runfolder import write_json_atomic
 
         evaluation, record = compare_models(asked.config, asked.path, base, n=n, seed=seed)
         if file is not None:
@@ -159,7 +159,7 @@ def win_rate(
     with quiet_screen(name) as (console, say), going_on(folder):
         from sparring.evaluation.document import document
         from sparring.evaluation.judged import both_orders
-        from sparring.runfolder import write_json_atomic
+        from sparring.files import write_json_atomic
 
         questions = _questions(prompts, say, column=column, subset=subset, split=split, hub_subset=hub_subset, n=n)
         with judging_by.opening(asked.config, folder) as open_judge:
@@ -244,7 +244,7 @@ def _benchmark(name: str, about: str) -> click.Command:
         folder = asked.folder(out)
         with quiet_screen(name) as (console, say), going_on(folder):
             from sparring.evaluation.accuracy import measure
-            from sparring.runfolder import write_json_atomic
+            from sparring.files import write_json_atomic
 
             record, tables = measure(name, asked, folder, say, pass_at=ks, **given)
             write_json_atomic(folder / f"{name}.json", record)
@@ -279,9 +279,9 @@ def lm_eval(*, model: str, tasks: str, out: Path | None, **given: Any) -> None:
     from sparring.evaluation.accuracy import harness_document
     from sparring.evaluation.harness import lm_eval as run_tasks
     from sparring.evaluation.tables import harness_table
+    from sparring.files import write_json_atomic
     from sparring.lm.hub import find_folder
     from sparring.models import locate
-    from sparring.runfolder import write_json_atomic
 
     asked = subject(model, ())
     folder = asked.folder(out)

@@ -6,6 +6,7 @@ Nothing heavy is imported at the top: help and usage errors answer at once.
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -27,7 +28,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--port", type=click.IntRange(0, 65535), help=f"With --live.  [default: {PORT}; 0: any that is free]")
 @click.option("--host", help=f"With --live: another address than {LOOPBACK}, where others can read the run.")
 @click.option(
-    "--every", type=click.FloatRange(min=0.2), help=f"With --live: seconds between looks.  [default: {EVERY}]"
+    "--every", type=click.FloatRange(0.2, 86_400), help=f"With --live: seconds between looks.  [default: {EVERY}]"
 )
 @debug_option
 def report(
@@ -48,6 +49,8 @@ def report(
 
         click.echo(shown(write_report(runs, out)))
         return
+    if every is not None and math.isnan(every):  # click takes NaN for a number within any bounds
+        raise click.BadParameter("nan is no number of seconds", param_hint="--every")
     if out is not None:
         raise click.UsageError("--out names a file, and --live serves the page without one")
     from sparring.report.live import serve

@@ -26,6 +26,7 @@ from sparring.config import read_yaml, validated
 from sparring.evaluation.comparison import Evaluation
 from sparring.evaluation.document import document
 from sparring.evaluation.heldout import HeldOut
+from sparring.files import write_json_atomic
 from sparring.games.base import Game
 from sparring.games.dataset import Dataset
 from sparring.health.guard import Guard
@@ -35,7 +36,7 @@ from sparring.models import Models, build_models, default_token_budget, resolve_
 from sparring.parallel import ALONE, Ranks, connected
 from sparring.paths import anchored
 from sparring.rewards.base import Reward
-from sparring.runfolder import RunFolder, write_json_atomic
+from sparring.runfolder import RunFolder
 from sparring.sampling.turns import TurnSampler
 from sparring.settings import ChallengeConfig, RunConfig
 from sparring.settings.sft import SFTConfig

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import shutil
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,64 +22,11 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from sparring.files import RunFolderError, write_atomic, write_error, write_json_atomic, write_text_atomic
+
 Metric = float | int | str | None
 _TURNS = re.compile(r"step-(\d{6,})\.parquet")
 _JSON_COLUMN = {b"sparring": b"json"}
-
-
-class RunFolderError(ValueError):
-    """A run's folder cannot be used or written; the message names the path and what to do."""
-
-
-def free_bytes(path: Path) -> int:
-    """Free bytes on the disk that holds `path` or, where that is not there yet, its nearest parent."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
-def fsync_path(path: Path) -> None:
-    """Ask the disk to hold a file's bytes or a folder's entries (folders: a no-op on Windows)."""
-    if os.name == "nt" and path.is_dir():
-        return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in place: readers see the old file or the new.
-
-    Raises RunFolderError, the old file untouched, where the disk refuses.
-    """
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        fsync_path(aside)
-        aside.replace(path)
-        fsync_path(path.parent)
-    except OSError as error:
-        raise _write_error(path, error) from error
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write a UTF-8 text file whole or not at all."""
-    write_atomic(path, lambda aside: aside.write_bytes(text.encode()))
-
-
-def write_json_atomic(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all; NaN and infinities, which JSON lacks, are refused."""
-    try:
-        text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be written as JSON: {error}") from error
-    write_text_atomic(path, text + "\n")
 
 
 class RunFolder:
@@ -141,7 +87,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _write_error(self.path, error) from error
+            raise write_error(self.path, error) from error
         self._acquire()
         try:
             self._refuse_existing_run()
@@ -194,7 +140,7 @@ class RunFolder:
                 f"{self.path} is in use by {self._describe_holder()}: choose another --out or stop it"
             ) from error
         except OSError as error:
-            raise _write_error(self.path / ".lock", error) from error
+            raise write_error(self.path / ".lock", error) from error
         started = datetime.now(UTC).isoformat(timespec="seconds")
         try:
             write_json_atomic(self._holder, {"pid": os.getpid(), "host": socket.gethostname(), "started": started})
@@ -237,17 +183,24 @@ class RunFolder:
                     file.truncate(size)  # half a line in the middle would make the file unreadable
                     raise
         except OSError as error:
-            raise _write_error(self.metrics, error) from error
+            raise write_error(self.metrics, error) from error
 
     def read_metrics(self) -> list[dict[str, Metric]]:
         """All records in order ([] before the first). A last line that is still being written is left out."""
         return [record for _, record in self._metric_lines()[0]]
+
+    def clear_leftovers(self) -> None:
+        """Remove what killed processes were writing."""
+        for aside in self.path.glob(".*.tmp-*"):
+            aside.unlink(missing_ok=True)
 
     def set_aside_metrics(self, after_step: int) -> None:
         """Add the lines after a step, which a run that goes back there leaves, to rolled-back.jsonl."""
         lines, _ = self._metric_lines()
         left = b"".join(raw + b"\n" for raw, record in lines if _step_of(record) > after_step)
         before = self.rolled_back.read_bytes() if self.rolled_back.exists() else b""
+        if left and before.endswith(left):  # a process was killed between this and dropping them
+            return
         write_atomic(self.rolled_back, lambda aside: aside.write_bytes(before + left))
 
     def truncate_metrics(self, after_step: int, say: Callable[[str], None]) -> int:
@@ -364,10 +317,3 @@ def _step_of(record: Mapping[str, Metric]) -> int:
 
 def _json_text(value: Any) -> str | None:
     return None if value is None else json.dumps(value, allow_nan=False, ensure_ascii=False)
-
-
-def _write_error(path: Path, error: OSError) -> RunFolderError:
-    return RunFolderError(
-        f"{path} could not be written: {error.strerror or error} ({free_bytes(path) / 1e6:.1f} MB free). "
-        "Free some space, make the folder writable, or choose another folder (--out)"
-    )

@@ -7,14 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.checkpoint import Checkpoint, clear_leftovers, drop_later, latest_good, save_checkpoint
+from sparring.checkpoint import (
+    Checkpoint,
+    Spared,
+    Wanted,
+    clear_leftovers,
+    drop_later,
+    latest_good,
+    save_checkpoint,
+)
+from sparring.files import RunFolderError, fsync_path
 from sparring.learner import Learner
 from sparring.lm.weights import Weights
 from sparring.optimizer_state import flatten_optimizer, restore_optimizer
 from sparring.parallel.parts import FromFirst
 from sparring.parallel.ranks import Ranks
 from sparring.parallel.tensors import fingerprint
-from sparring.runfolder import RunFolder, RunFolderError, fsync_path
+from sparring.runfolder import RunFolder
 
 
 @dataclass
@@ -23,7 +32,8 @@ class Saver:
 
     Args:
         keep: checkpoints kept; 0: all.
-        spare_healthy: keep the newest that no rule found anything at as well.
+        sound: whether a run may go back to a checkpoint of this state.
+        spared: see `checkpoint.Spared`.
         say: told what was found in the folder.
 
     `saved` is the step of the newest good checkpoint, -1 where there is none.
@@ -35,7 +45,8 @@ class Saver:
     keep: int
     ranks: Ranks
     say: Callable[[str], None]
-    spare_healthy: bool = False
+    sound: Wanted = lambda state: True
+    spared: Spared = lambda states: ()
     saved: int = -1
 
     def save(self, step: int, state: dict[str, Any]) -> None:
@@ -56,7 +67,7 @@ class Saver:
             tensors=tensors,
             state={"step": step, "optimizer": optimizer, **state},
             keep=self.keep,
-            spare=lambda state: self.spare_healthy and _healthy(state),
+            spared=self.spared,
             ranks=self.ranks,
         )
         self.saved = step
@@ -67,9 +78,9 @@ class Saver:
         self.saved = -1 if checkpoint is None else checkpoint.step
         return checkpoint
 
-    def healthy(self) -> Checkpoint | None:
-        """The newest good checkpoint that no rule found anything at, with all that is younger dropped."""
-        checkpoint = self.ranks.first("looking for a healthy checkpoint", self._gone_back)
+    def gone_back(self) -> Checkpoint | None:
+        """The newest good and sound checkpoint, with all that is younger dropped."""
+        checkpoint = self.ranks.first("looking for a sound checkpoint", self._gone_back)
         if checkpoint is not None:
             self.saved = checkpoint.step
         return checkpoint
@@ -112,12 +123,13 @@ class Saver:
 
     def _tidied(self) -> Checkpoint | None:
         clear_leftovers(self.folder.checkpoints, self.say)
+        self.folder.clear_leftovers()
         checkpoint = latest_good(self.folder.checkpoints, self.say)
         self._cut(-1 if checkpoint is None else checkpoint.step)
         return checkpoint
 
     def _gone_back(self) -> Checkpoint | None:
-        checkpoint = latest_good(self.folder.checkpoints, self.say, _healthy)
+        checkpoint = latest_good(self.folder.checkpoints, self.say, self.sound)
         if checkpoint is not None:
             self.folder.set_aside_metrics(checkpoint.step)
             drop_later(self.folder.checkpoints, checkpoint.step)
@@ -127,7 +139,3 @@ class Saver:
     def _cut(self, step: int) -> None:
         self.folder.truncate_metrics(step, self.say)
         self.folder.drop_turns(step)
-
-
-def _healthy(state: dict[str, Any]) -> bool:
-    return "health" in state and state["health"]["level"] == 0

@@ -14,6 +14,7 @@ import torch
 
 from sparring.batching import Aggregation, Example, is_trained, to_examples
 from sparring.checkpoint import Checkpoint, CheckpointError
+from sparring.files import write_json_atomic
 from sparring.games.base import Game
 from sparring.health.guard import Guard
 from sparring.interrupts import Interrupts
@@ -24,7 +25,7 @@ from sparring.memory import SAMPLING, SCORING, UPDATING, budgeted
 from sparring.parallel.ranks import ALONE, Ranks
 from sparring.parallel.tensors import whole
 from sparring.records import Clock, turn_rows
-from sparring.runfolder import RunFolder, write_json_atomic
+from sparring.runfolder import RunFolder
 from sparring.sampling.ahead import Rollouts
 from sparring.sampling.turns import TurnSampler
 from sparring.saving import Saver
@@ -123,9 +124,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self._watch = Watch(self.observer.said, self.dtype)
         keep = self.schedule.keep_checkpoints
-        self._saver = Saver(
-            self.learner, self.weights, self.folder, keep, self.ranks, self.observer.said, self.health.goes_back
-        )
+        say, health = self.observer.said, self.health
+        self._saver = Saver(self.learner, self.weights, self.folder, keep, self.ranks, say, health.sound, health.spared)
         self._rollouts = Rollouts(
             lambda step: self.game.play(self.sampler.at(step)), self.sampler, overlap=self.overlap
         )
@@ -155,12 +155,13 @@ class Trainer:
             while step < self.schedule.steps and not late:
                 step += 1
                 self._step(step)
-                step = self.health.react(step, self)
+                step = self.health.react(step, self, last=step == self.schedule.steps)
                 signal, late = self._asked_to_stop(interrupts)
                 if signal:
                     self._save(step, self.game.state())
                     raise InterruptedRun(signal, step)
-                if self.schedule.checkpoint_every and step % self.schedule.checkpoint_every == 0:
+                due = self.schedule.checkpoint_every and step % self.schedule.checkpoint_every == 0
+                if due and self._saver.saved != step:
                     self._save(step, self.game.state())
         self._rollouts.settle()  # time is up: a step that nobody will learn from may still be being played
         if self._saver.saved != step:
@@ -230,7 +231,7 @@ class Trainer:
 
     def go_back(self) -> int | None:
         """See health.guard.Run."""
-        checkpoint = self._saver.healthy()
+        checkpoint = self._saver.gone_back()
         if checkpoint is None:
             return None
         self._rollouts.drop()

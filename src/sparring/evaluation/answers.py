@@ -17,11 +17,11 @@ from sparring.evaluation.alpaca_eval.data import Instruction
 from sparring.evaluation.alpaca_eval.records import Record, read_records
 from sparring.evaluation.document import slug
 from sparring.evaluation.judges.local import fingerprint
+from sparring.files import write_json_atomic
 from sparring.lm.hub import find_folder
 from sparring.lm.load import resolve_dtype
 from sparring.models import build_models, locate, resolve_device
 from sparring.roles import Role
-from sparring.runfolder import write_json_atomic
 from sparring.sampling.seeds import generator
 from sparring.sampling.turns import TurnSampler
 from sparring.settings import ChallengeConfig, RunConfig

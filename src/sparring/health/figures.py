@@ -116,7 +116,7 @@ class Moments:
         mean = self.total / self.n
         variance = self.squares / self.n - mean * mean
         # What is left of equal values after rounding is no spread.
-        if variance <= 1e-9 * max(1.0, mean * mean):
+        if variance <= 1e-12 * max(1.0, mean * mean):
             return None
         return (fmean(values) - mean) / sqrt(variance)
 

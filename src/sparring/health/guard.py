@@ -35,24 +35,26 @@ class Run(Protocol):
         ...
 
     def go_back(self) -> int | None:
-        """Be as at the newest checkpoint of a healthy step; that step, None where there is none."""
+        """Be as at the newest checkpoint that is sound (`Guard.sound`); its step, None where there is none."""
         ...
 
 
 class Reaction(ABC):
-    """What happens on an alarm. goes_back: it needs a healthy checkpoint, however old."""
+    """What happens on an alarm. spares: it wants a sound checkpoint to be there, however old."""
 
-    goes_back: ClassVar[bool] = False
+    spares: ClassVar[bool] = True
 
     @abstractmethod
-    def __call__(self, step: int, guard: Guard, run: Run) -> int:
-        """The step to go on from."""
+    def __call__(self, step: int, guard: Guard, run: Run, *, last: bool) -> int:
+        """The step to go on from; last: none follows."""
 
 
 class GoOn(Reaction):
     """Nothing but what was said."""
 
-    def __call__(self, step: int, guard: Guard, run: Run) -> int:
+    spares: ClassVar[bool] = False
+
+    def __call__(self, step: int, guard: Guard, run: Run, *, last: bool) -> int:
         """See Reaction."""
         return step
 
@@ -60,12 +62,14 @@ class GoOn(Reaction):
 class Stop(Reaction):
     """Save and end."""
 
-    def __call__(self, step: int, guard: Guard, run: Run) -> int:
+    def __call__(self, step: int, guard: Guard, run: Run, *, last: bool) -> int:
         """See Reaction.
 
         Raises:
-            UnhealthyRun: always.
+            UnhealthyRun: unless the run ends here anyway; it is then finished, and what was found has been told.
         """
+        if last:
+            return step
         run.keep(step)
         alarms = [str(finding) for finding in guard.status.findings if finding.level is Level.ALARM]
         raise UnhealthyRun("; ".join(alarms), step)
@@ -76,23 +80,21 @@ class RollBack(Reaction):
     """Go on from the last healthy checkpoint with a larger β and a smaller α; after so many times, stop."""
 
     times: int
-    goes_back: ClassVar[bool] = True
 
-    def __call__(self, step: int, guard: Guard, run: Run) -> int:
+    def __call__(self, step: int, guard: Guard, run: Run, *, last: bool) -> int:
         """See Reaction.
 
         Raises:
-            UnhealthyRun: there is no healthy checkpoint, or it was gone back to often enough.
+            UnhealthyRun: there is no sound checkpoint, or the run has gone back often enough.
         """
         before = guard.rollbacks
         healthy = run.go_back() if before < self.times else None
         if healthy is None:
-            return Stop()(step, guard, run)
+            return Stop()(step, guard, run, last=last)
         guard.rollbacks = before + 1  # not the checkpoint's count: an older one would start it anew
-        guard.say(
-            f"step {step}: back to step {healthy}, with learner.beta times {guard.beta_factor:g} and game.alpha times "
-            f"{guard.alpha_factor:g}"
-        )
+        factors = {"learner.beta": guard.beta_factor, "game.alpha": guard.alpha_factor}
+        changed = " and ".join(f"{name} times {factor:g}" for name, factor in factors.items() if factor != 1)
+        guard.say(f"step {step}: back to step {healthy}, with {changed}")
         run.keep(healthy)  # the checkpoint knows from now on how often the run came back to it
         return healthy
 
@@ -124,11 +126,9 @@ class Guard:
         self._react = REACTIONS[config.on_alarm](config)
         self.status = Status(Level.OK)
         self.rollbacks = 0
-
-    @property
-    def goes_back(self) -> bool:
-        """Whether the run may have to go back to a healthy checkpoint."""
-        return self._react.goes_back
+        self._since: int | None = None  # the first step of the findings that last until now
+        self._sound_until = 0
+        self._told_of_no_start = False
 
     @property
     def beta_factor(self) -> float:
@@ -155,6 +155,9 @@ class Guard:
         assert self._held_out is not None
         if step == 0:
             self._monitor.anchor.begin(self._held_out())
+        if step and not self._monitor.anchor.begun and not self._told_of_no_start:
+            self._told_of_no_start = True
+            self.say(f"step {step}: no match against the run's start, whose scores were not taken when it began")
         if step == 0 or not self._monitor.anchor.begun:
             return {}
         return self._monitor.anchor.figures(self._held_out())
@@ -163,25 +166,63 @@ class Guard:
         self, step: int, turns: Sequence[Turn], payoffs: Payoffs, metrics: Mapping[str, float]
     ) -> dict[str, float]:
         """health/* of one step; metrics: all its other figures, a match's among them."""
-        figures, self.status = self._monitor.step(turns, payoffs, metrics)
+        figures, status = self._monitor.step(turns, payoffs, metrics)
+        self.found(step, status)
         for finding in self.status.news:
             self.say(f"step {step}: {finding}")
         return {**figures, "health/rollbacks": float(self.rollbacks)}
 
-    def react(self, step: int, run: Run) -> int:
-        """What the user chose for an alarm; the step to go on from.
+    def found(self, step: int, status: Status) -> None:
+        """How the run is after a step."""
+        self.status = status
+        self._since = None if status.level is Level.OK else self._since or step
+        self._sound_until = (self._since or step + 1) - self._config.lookback
+
+    def sound(self, saved: Mapping[str, Any]) -> bool:
+        """Whether to go back to a checkpoint of this state: nothing was found there, nor `lookback` steps later.
+
+        A rule sees the median of some steps, so what it finds has begun before.
+        """
+        return "health" in saved and not saved["health"]["level"] and saved["step"] <= self._sound_until
+
+    def spared(self, saved: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Of checkpoints by their states, newest first: the newest sound one and what may become sound after it."""
+        if not self._react.spares:
+            return []
+        end = next((place + 1 for place, state in enumerate(saved) if self.sound(state)), len(saved))
+        return [place for place, state in enumerate(saved[:end]) if "health" in state and not state["health"]["level"]]
+
+    def react(self, step: int, run: Run, *, last: bool = False) -> int:
+        """What the user chose for an alarm; the step to go on from. last: the run ends with this step.
 
         Raises:
             UnhealthyRun: the run is to stop.
         """
-        return self._react(step, self, run) if self.status.level is Level.ALARM else step
+        return self._react(step, self, run, last=last) if self.status.level is Level.ALARM else step
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, as JSON; `level` tells a healthy one."""
-        return {"level": int(self.status.level), "rollbacks": self.rollbacks, "monitor": self._monitor.state()}
+        return {
+            "level": int(self.status.level),
+            "since": self._since,
+            "match_n": self._config.match_n,
+            "rollbacks": self.rollbacks,
+            "monitor": self._monitor.state(),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave.
+
+        Raises:
+            ValueError: the match's questions are not those that the start was asked.
+        """
+        began, match_n = state.get("match_n", self._config.match_n), self._config.match_n
+        if began != match_n and self._config.match_every and state["monitor"]["anchor"]["start"]:
+            raise ValueError(
+                f"health.match_n is {match_n}, but the run began with {began} and its start was scored on those "
+                "questions: set it back, or health.match_every to 0"
+            )
         self.status = Status(Level(state["level"]))
+        self._since = state.get("since")
         self.rollbacks = int(state["rollbacks"])
         self._monitor.restore(state["monitor"])

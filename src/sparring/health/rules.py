@@ -16,6 +16,9 @@ from fnmatch import fnmatchcase
 from statistics import fmean, median
 from typing import Any, ClassVar
 
+LONGEST = 10_000
+"""Most steps that a rule may look back on."""
+
 
 class Level(IntEnum):
     """How a run is."""
@@ -115,8 +118,10 @@ class Rule:
     advice: str = ""
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ValueError(f"health.rules.{self.name}: patience must be at least 1, not {self.patience}")
+        if not 1 <= self.patience <= LONGEST:
+            raise ValueError(
+                f"health.rules.{self.name}: patience must be at least 1 and at most {LONGEST}, not {self.patience}"
+            )
         if self.warning is not None and self.direction.beyond(self.warning, self.alarm):
             raise ValueError(
                 f"health.rules.{self.name}: values {self.direction.name.lower()} a threshold are bad, so the warning "
@@ -221,7 +226,7 @@ class Health:
             if len(course.first) < self._first_steps:
                 course.first.append(float(value))
             course.window.append(float(value))
-        started = len(course.first) == self._first_steps or not rule.baseline.needs_start
+        started = len(course.first) >= self._first_steps or not rule.baseline.needs_start
         if len(course.window) < rule.patience or not started:
             return None
         middle, start = median(course.window), fmean(course.first)

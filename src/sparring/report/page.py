@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sparring.evaluation.methods import Methods
+from sparring.files import write_atomic, write_json_atomic
 from sparring.report import overview, results
 from sparring.report.bars import INTERVALS, RESULT, method_bars, win_rates
 from sparring.report.browser import browser
@@ -26,7 +28,6 @@ from sparring.report.methods import Method, methods_of
 from sparring.report.numbers import number, percent, signed, span
 from sparring.report.run import Run, read_runs
 from sparring.report.settings import differences, lines
-from sparring.runfolder import write_atomic
 from sparring.stages import window
 
 PACKAGES = ("sparring", "torch", "transformers", "tokenizers", "numpy", "matplotlib")
@@ -83,13 +84,20 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
     for panel in report.panels:
         for form, content in panel.files().items():
             write_atomic(figures / f"{panel.name}.{form}", lambda aside, content=content: aside.write_bytes(content))
-    if report.alone and page.parent.resolve() == report.alone.path:  # elsewhere the folder may hold others' files
-        for stale in {file for form in FORMS for file in figures.glob(f"*.{form}")}:
-            if stale.stem not in {panel.name for panel in report.panels}:
-                stale.unlink()
+    _forget_stale(figures, [f"{panel.name}.{form}" for panel in report.panels for form in FORMS])
     content = _html(report).encode("utf-8", errors="replace")
     write_atomic(page, lambda aside: aside.write_bytes(content))
     return page
+
+
+def _forget_stale(figures: Path, written: Sequence[str]) -> None:
+    """Remove the figures that an earlier report wrote and this one did not; no other file."""
+    told = figures / ".written.json"
+    before = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else []
+    for name in set(before) - set(written):
+        (figures / Path(name).name).unlink(missing_ok=True)
+    if written:
+        write_json_atomic(told, list(written))
 
 
 def page_html(paths: Sequence[Path]) -> str:

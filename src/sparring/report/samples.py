@@ -223,11 +223,14 @@ class _Search:
     def threads(self) -> Iterator[Thread]:
         """The threads with a turn that is asked for, in the order of play."""
         for file in self.files:
-            for rows in self._steps(file):
+            try:
+                steps = [(rows, list(threads_of(rows))) for rows in self._steps(file)]
+            except (TypeError, ValueError, LookupError) as error:  # values of the wrong kind
+                self._note(file, error)
+                continue
+            for rows, threads in steps:
                 self._roles |= dict.fromkeys(str(row["role"]) for row in rows)
-                for thread in threads_of(rows):
-                    if self.wanted.among(thread):
-                        yield thread
+                yield from (thread for thread in threads if self.wanted.among(thread))
 
     def steps_of(self, file: Path) -> list[int]:
         """The steps that a file holds."""
@@ -270,12 +273,16 @@ class _Search:
 
     def _opened(self, file: Path, read: Callable[[pq.ParquetFile], pa.Table]) -> pa.Table | None:
         try:
-            with pq.ParquetFile(file) as parquet:
+            # Opened here: pyarrow can't encode every path where the locale is not UTF-8.
+            with file.open("rb") as opened, pq.ParquetFile(opened) as parquet:
                 return read(parquet)
         except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            self.notes.append(f"turns/{file.name} could not be read: {first}")
+            self._note(file, error)
             return None
+
+    def _note(self, file: Path, error: Exception) -> None:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        self.notes.append(f"turns/{file.name} could not be read: {first}")
 
 
 def _bounds(parquet: pq.ParquetFile, group: int) -> tuple[int, int]:

@@ -206,7 +206,8 @@ def _collected(runs: Sequence[tuple[str, Path]], share: float, largest: int) -> 
 
 
 def _threads_of(file: Path) -> Iterator[Thread]:
-    with pq.ParquetFile(file) as parquet:
+    # Opened here: pyarrow can't encode every path where the locale is not UTF-8.
+    with file.open("rb") as opened, pq.ParquetFile(opened) as parquet:
         names = parquet.schema_arrow.names
         missing = {"step", "role", "text"} - set(names)
         if missing:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparring.files import RunFolderError
 from sparring.health.defaults import RULES
 from sparring.health.figures import Said
 from sparring.health.monitor import Monitor
 from sparring.health.replay import said_in
 from sparring.health.rules import Absolute, Baseline, Difference, Finding, Health, Level, Ratio, Rule, Status
 from sparring.report.numbers import is_number
-from sparring.runfolder import RunFolder, RunFolderError
+from sparring.runfolder import RunFolder
 from sparring.settings.health import HealthConfig
 
 Row = Mapping[str, Any]

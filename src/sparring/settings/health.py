@@ -33,6 +33,10 @@ class HealthConfig(Section):
         default=2.0, description="roll_back: learner.beta is multiplied by this each time"
     )
     alpha_factor: Share = Field(default=1.0, description="roll_back: game.alpha is multiplied by this each time")
+    lookback: Annotated[int, Field(ge=0)] = Field(
+        default=10,
+        description="roll_back: to a checkpoint at least so many steps before the first warning: rules notice late",
+    )
     rollbacks: Count = Field(default=3, description="roll_back: times; the next alarm stops the run")
     rules: dict[str, dict[str, float | None]] = Field(
         default_factory=dict[str, dict[str, float | None]],

@@ -210,8 +210,12 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _a_roll_back_can_be_made(self) -> Self:
         if self.health.on_alarm == "roll_back":
-            if self.learner.beta == 0 and self.health.alpha_factor == 1:
-                raise ValueError("health.on_alarm=roll_back: learner.beta is 0, so lower health.alpha_factor below 1")
+            challenged = self.game.kind != "grpo" and self.game.alpha > 0
+            if self.learner.beta == 0 and not (challenged and self.health.alpha_factor < 1):
+                raise ValueError(
+                    "health.on_alarm=roll_back would change nothing: learner.beta is 0, and health.alpha_factor lowers "
+                    "a Challenger's weight only (game.alpha above 0, factor below 1)"
+                )
             if not self.checkpoint.every:
                 raise ValueError("health.on_alarm=roll_back needs checkpoints to go back to: checkpoint.every above 0")
         return self

@@ -9,6 +9,7 @@ import torch
 
 from sparring.build import learning_rate
 from sparring.config import ConfigError, checked, read_yaml
+from sparring.files import write_text_atomic
 from sparring.images import Picture
 from sparring.learner import Update
 from sparring.memory import LOADING, budgeted
@@ -16,7 +17,7 @@ from sparring.models import Models, build_models, default_token_budget, resolve_
 from sparring.parallel import ALONE, Ranks, connected
 from sparring.paths import anchored
 from sparring.run import _heard, _resolved, _tell, _trackers, _withdraw
-from sparring.runfolder import RunFolder, write_text_atomic
+from sparring.runfolder import RunFolder
 from sparring.settings import GameConfig, LearnerConfig, RoleConfig, RunConfig
 from sparring.settings.sft import VISION, SFTConfig
 from sparring.sft.learner import SupervisedLearner

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sparring.checkpoint import CheckpointError
+from sparring.files import RunFolderError, write_json_atomic
 from sparring.interrupts import Interrupts
 from sparring.learner import DivergedError
 from sparring.lm.weights import Weights
@@ -18,7 +19,7 @@ from sparring.memory import UPDATING, budgeted
 from sparring.parallel.ranks import ALONE, Ranks
 from sparring.parallel.tensors import whole
 from sparring.records import Clock
-from sparring.runfolder import RunFolder, RunFolderError, write_json_atomic
+from sparring.runfolder import RunFolder
 from sparring.saving import Saver
 from sparring.sft.learner import SupervisedLearner
 from sparring.sft.lessons import Curriculum

@@ -214,6 +214,6 @@ def _fetch(name: str) -> Path:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    from sparring.runfolder import write_json_atomic
+    from sparring.files import write_json_atomic
 
     write_json_atomic(path, rows)
