@@ -28,6 +28,7 @@ from sparring.games.challenge import (
 from sparring.games.dataset import Dataset
 from sparring.games.lsp import LSP, LSPZero
 from sparring.games.quality import ProgramQuality, Quality, ReferenceQuality
+from sparring.games.vision import Combination, Decoupled, Vision, summed
 from sparring.learner import ExactKL, KLPenalty, Learner, SampledKL, Update
 from sparring.lm.base import SamplingParams
 from sparring.lm.load import resolve_dtype
@@ -40,7 +41,7 @@ from sparring.rewards.parallel import FirstReward, SplitPreference
 from sparring.rewards.preference import PreferenceModel
 from sparring.rewards.scale import Raw, Scale, Scaled, Sigmoid, Standardised
 from sparring.roles import Role
-from sparring.settings import GameConfig, LearnerConfig, RewardConfig, RoleConfig, RunConfig
+from sparring.settings import GameConfig, LearnerConfig, PerceptionConfig, RewardConfig, RoleConfig, RunConfig
 from sparring.tasks import load_tasks
 from sparring.text import GradeReader, TemplateReader
 
@@ -53,6 +54,12 @@ AGGREGATIONS: dict[str, Aggregation] = {
 SCORE_SCALES: dict[str, Callable[[], Scale]] = {"raw": Raw, "sigmoid": Sigmoid, "standardised": Standardised}
 SIMILARITIES: dict[str, Callable[[], Similarity]] = {"exact": Equality, "ngrams": NGrams}
 SCALES: dict[str, Baseline] = {"centred": centred, "standardised": standardised}
+COMBINATIONS: dict[str, Callable[[PerceptionConfig], Combination]] = {
+    "summed": lambda p: summed,
+    "decoupled": lambda p: Decoupled(
+        {"accuracy": p.accuracy_weight, "visual": p.visual_weight, "format": p.format_weight}
+    ),
+}
 KL_TERMS: dict[str, KLPenalty | None] = {"exact": ExactKL(), "k1": None, "k2": SampledKL(k2), "k3": SampledKL(k3)}
 
 
@@ -153,11 +160,29 @@ def build_game(config: RunConfig, ranks: Ranks = ALONE) -> Game:
             n_answers=game.n_answers,
             scale=SCALES[game.advantage],
         )
+    if game.kind == "vision":
+        return _vision(game, domain, reward)
     settings: dict[str, Any] = _lsp_settings(game, domain, reward)
     if game.kind == "lsp_zero":
         return LSPZero(**settings)
     unit = domain.points if game.quality.scale == "points" else 1
     return LSP(**settings, quality=_quality(game, domain), quality_weight=game.quality.weight * unit)
+
+
+def _vision(game: GameConfig, domain: Domain, reward: Reward) -> Vision:
+    p = game.perception
+    return Vision(
+        solver=solver_role(game, domain),
+        prompts=_prompts(game, domain),
+        reward=reward,
+        n_queries=game.n_queries,
+        n_answers=game.n_answers,
+        reader=make_role("reader", domain.reader, game.reader, p.reader_weight, ("query", "description")),
+        accuracy_weight=p.accuracy_weight,
+        visual_weight=p.visual_weight,
+        format_weight=p.format_weight,
+        combine=COMBINATIONS[p.combine](p),
+    )
 
 
 def require_room(game: Game, models: Models) -> None:
@@ -190,7 +215,9 @@ def domain_named(name: str) -> Domain:
 
 
 def solver_role(game: GameConfig, domain: Domain) -> Role:
-    """The Solver, as trained."""
+    """The Solver, as trained; the perceiver, where there are pictures to look at."""
+    if game.kind == "vision":
+        return make_role("perceiver", domain.perceiver, game.solver, needs=("query",))
     return make_role("solver", domain.solver, game.solver, needs=("query",))
 
 
@@ -279,7 +306,7 @@ def resolved_reward(settings: RewardConfig, model_device: str) -> RewardConfig:
 
 def _prompts(game: GameConfig, domain: Domain) -> PromptSet:
     if game.prompts is None:
-        raise ValueError("game.kind is grpo: game.prompts must name a prompt file, arena:easy or arena:hard")
+        raise ValueError(f"game.kind is {game.kind}: game.prompts must name a prompt file, arena:easy or arena:hard")
     prefix, colon, name = game.prompts.partition(":")
     if colon and prefix == domain.name and domain.prompt_set is not None:
         return domain.prompt_set(name)

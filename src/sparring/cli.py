@@ -134,7 +134,7 @@ def recipes(name: str | None, preset: str | None, settings: bool) -> None:
     elif name is None:
         for known, function in RECIPES.items():
             text = inspect.getdoc(function) or ""
-            click.echo(f"{known:9} {text.splitlines()[0]}\n{'':9} presets: {', '.join(_presets(text))}")
+            click.echo(f"{known:11} {text.splitlines()[0]}\n{'':11} presets: {', '.join(_presets(text))}")
         click.echo("\nMore: sparring recipes NAME, sparring recipes --settings")
     else:
         config = configuration(name, preset)

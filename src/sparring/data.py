@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparring.data_images import COLUMNS, MARKER, images_of
 from sparring.rewards.base import RESERVED
 from sparring.sampling.seeds import generator
 from sparring.types import Message
@@ -30,13 +31,14 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 class Row:
     """One prompt: its text (or whole chat messages) and the columns that reach the reward by name.
 
-    images: files or encoded bytes, opened when the row is played.
+    images: files or encoded bytes, opened when the row is played; where: how messages call the row.
     """
 
     query: str
     messages: tuple[Message, ...] | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     images: tuple[Path | bytes, ...] = ()
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +122,10 @@ def load_prompts(
             that is no object or whose prompt is missing or neither text nor messages.
     """
     records = read_records(source, split=split, subset=subset, revision=revision, names=names)
-    rows = [_row(record, column, f"{source}, row {number}", names) for number, record in enumerate(records, 1)]
-    _say_reserved(rows, source)
     path = Path(source)
+    folder = path if path.is_dir() else path.parent if path.is_file() else None
+    rows = [_row(record, column, f"{source}, row {number}", names, folder) for number, record in enumerate(records, 1)]
+    _say_reserved(rows, source)
     return PromptSet(rows, path.name if path.exists() else source)
 
 
@@ -271,7 +274,7 @@ def _one_line(error: BaseException) -> str:
 # --- rows --------------------------------------------------------------------------------------------
 
 
-def _row(record: Any, column: str | None, where: str, names: Names) -> Row:
+def _row(record: Any, column: str | None, where: str, names: Names, folder: Path | None) -> Row:
     if not isinstance(record, dict):
         raise ValueError(f"{where} is no object with columns")  # noqa: TRY004 - a user's file
     name = _prompt_column(record, column, where, names)
@@ -289,7 +292,12 @@ def _row(record: Any, column: str | None, where: str, names: Names) -> Row:
     else:
         form = "a list of messages" if name == "messages" else "text or a list of messages"
         raise ValueError(f"{where}: its {name} must be {form}, not {type(value).__name__}")
-    return Row(query, messages, {key: value for key, value in record.items() if key not in used})
+    images = images_of(record, folder, where)
+    if images:  # they are shown before the text
+        used.update(COLUMNS)
+        query = query.replace(MARKER, "").strip()
+    columns = {key: value for key, value in record.items() if key not in used}
+    return Row(query, messages, columns, images, where if images else "")
 
 
 def _prompt_column(record: Mapping[str, Any], column: str | None, where: str, names: Names) -> str:

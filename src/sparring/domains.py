@@ -62,7 +62,7 @@ class Rubric(Protocol):
 
 @dataclass(frozen=True)
 class TestItem:
-    """One held-out question. `subset` is its path, widest first: ("hard", "reverse")."""
+    """One held-out question. `subset` is its path, widest first: ("hard", "reverse"); images: encoded bytes."""
 
     __test__ = False  # no test for pytest to collect
 
@@ -70,6 +70,7 @@ class TestItem:
     subset: tuple[str, ...]
     query: str
     columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    images: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Domain:
     """Everything a game asks of its subject.
 
     challenger, solver, grader: the roles' prompts (Jinja: task and template; query; query and answer).
+    perceiver, reader: those of Vision-SR1 (query; query and description).
     parse_grade: a grader's reply → R_Q in [0, 1], None where it can't be read; points: what R_Q = 1 is worth in the
     paper's units.
     reward: R(q, a) where the domain can verify answers; rubric: R_Q by program; None where it has none.
@@ -97,3 +99,5 @@ class Domain:
     tests: Callable[[int, int], list[TestItem]] | None = None
     points: int = 7
     refuse_copies: bool = False
+    perceiver: str = ""
+    reader: str = ""

@@ -198,6 +198,8 @@ def _context(model: PreTrainedModel, config: RunConfig) -> int | None:
     replies = {"solver": game.solver.max_new_tokens}
     if game.kind in ("lsp", "lsp_zero"):
         replies["challenger"] = game.challenger.max_new_tokens
+    if game.kind == "vision" and game.perception.visual_weight:
+        replies["reader"] = game.reader.max_new_tokens
     if game.kind == "lsp" and game.quality.source == "reference":
         replies["grader"] = game.grader.max_new_tokens
     if sum(replies.values()) >= context:

@@ -26,7 +26,7 @@ def anchored(config: RunConfig) -> RunConfig:
             ),
             "prompts": _file(_folder(game.prompts)),
             "challenge": game.challenge.model_copy(update={"tasks": _file(game.challenge.tasks)}),
-            **{name: _role(getattr(game, name)) for name in ("challenger", "solver", "grader")},
+            **{name: _role(getattr(game, name)) for name in ("challenger", "solver", "grader", "reader")},
         }
     )
     exchange = config.rollout.folder

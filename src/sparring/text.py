@@ -180,6 +180,8 @@ def _bare(text: str) -> str:
 TEXT = Domain(
     name="text",
     challenger=prompts.read("challenger"),
+    perceiver=prompts.read("perceiver"),
+    reader=prompts.read("reader"),
     solver=prompts.read("solver"),
     grader=prompts.read("grader"),
     tasks=(Task(),),

@@ -9,6 +9,7 @@ import numpy as np
 
 from sparring.domains import TestItem
 from sparring.evaluation.comparison import Evaluation, Outcome, compare
+from sparring.images import Picture
 from sparring.rewards.base import Reward
 from sparring.roles import Role
 from sparring.sampling.base import Sampler
@@ -28,14 +29,15 @@ class HeldOut:
         if not items:
             raise ValueError("the held-out set is empty: evaluation.n and evaluation.final_n must be at least 1")
         self.items = list(items)
+        self._pictures = [tuple(Picture.open(image, name=i.item_id) for image in i.images) for i in self.items]
         self._solver = replace(solver, sampling=replace(solver.sampling, temperature=temperature), weight=0.0)
         self._reward = reward
 
     def scores(self, sampler: Sampler, model: ModelName = "policy") -> list[float]:
         """One score an item."""
         prompts = [
-            self._solver.prompt(query=item.query, info={**item.columns, "query_text": item.query})
-            for item in self.items
+            self._solver.prompt(query=item.query, images=pictures, info={**item.columns, "query_text": item.query})
+            for item, pictures in zip(self.items, self._pictures, strict=True)
         ]
         answers = sampler.sample(self._solver, prompts, model=model)
         rewards = self._reward([item.query for item in self.items], answers)

@@ -180,7 +180,10 @@ class Vision(Dataset):
     def _look(self, row: Row) -> Prompt | None:
         """None, and counted, where a picture turns out unreadable: the step goes on without it."""
         try:
-            pictures = tuple(Picture.open(image) for image in row.images)
+            pictures = tuple(
+                Picture.open(image, name=f"{row.where}: its image" if isinstance(image, bytes) else None)
+                for image in row.images
+            )
         except PictureError as error:
             self._unreadable += 1
             logger.warning("a question is left out: %s", error)

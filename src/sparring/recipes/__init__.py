@@ -13,10 +13,11 @@ from sparring.config import ConfigError
 from sparring.recipes.grpo import grpo
 from sparring.recipes.lsp import lsp
 from sparring.recipes.lsp_zero import lsp_zero
+from sparring.recipes.vision_sr1 import vision_sr1
 from sparring.settings import RunConfig
 
-Recipe = Callable[[str], RunConfig]
-RECIPES: Mapping[str, Recipe] = {"lsp": lsp, "lsp-zero": lsp_zero, "grpo": grpo}
+Recipe = Callable[..., RunConfig]
+RECIPES: Mapping[str, Recipe] = {"lsp": lsp, "lsp-zero": lsp_zero, "grpo": grpo, "vision-sr1": vision_sr1}
 
 
 def recipe(name: str, preset: str | None = None) -> RunConfig:
@@ -27,7 +28,7 @@ def recipe(name: str, preset: str | None = None) -> RunConfig:
     """
     if name not in RECIPES:
         raise ConfigError(f"there is no recipe {name!r}{nearest(name, list(RECIPES))}")
-    return RECIPES[name](preset or "arena")
+    return RECIPES[name](preset) if preset else RECIPES[name]()
 
 
 def nearest(name: str, known: list[str]) -> str:

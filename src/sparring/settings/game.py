@@ -120,10 +120,26 @@ class QualityConfig(Section):
     samples: Count = Field(default=1, description="grades averaged an exchange (with grader.temperature above 0)")
 
 
+class PerceptionConfig(Section):
+    """What a perceiver is paid for (Vision-SR1)."""
+
+    accuracy_weight: NotNegative = Field(default=0.9, description="weight of the answer")
+    visual_weight: NotNegative = Field(
+        default=1.0, description="weight of the answer that a reader gets from the description; 0: nobody reads"
+    )
+    format_weight: NotNegative = Field(default=0.1, description="weight of the form")
+    combine: Literal["summed", "decoupled"] = Field(
+        default="summed", description="summed: one z-score of the weighted sum; decoupled: one a part, then summed"
+    )
+    reader_weight: NotNegative = Field(
+        default=0.0, description="weight of the reader's loss; above 0 it is trained too, and not greedy"
+    )
+
+
 class GameConfig(Section):
     """The game that is played."""
 
-    kind: Literal["lsp", "lsp_zero", "grpo", "custom"] = Field(default="lsp", description="which game")
+    kind: Literal["lsp", "lsp_zero", "grpo", "vision", "custom"] = Field(default="lsp", description="which game")
     domain: Literal["arena", "text"] = Field(
         default="arena", description="arena: the toy language; text: natural language"
     )
@@ -138,7 +154,8 @@ class GameConfig(Section):
     alpha: NotNegative = Field(default=1.0, description="weight of the Challenger's loss")
     prompts: str | None = Field(
         default=None,
-        description="kind grpo: prompt file (.jsonl, .json, .parquet), folder or hub id, or arena:easy, arena:hard",
+        description="kinds grpo and vision: prompt file (.jsonl, .json, .parquet), folder or hub id, or arena:easy, "
+        "arena:hard",
     )
     prompt_split: str = Field(default="train", description="split of a hub data set")
     prompt_subset: str | None = Field(default=None, description="configuration of a hub data set")
@@ -150,11 +167,29 @@ class GameConfig(Section):
     reward: RewardConfig = Field(default_factory=RewardConfig, description="R(q, a)")
     challenge: ChallengeConfig = Field(default_factory=ChallengeConfig, description="the Challenger's side")
     quality: QualityConfig = Field(default_factory=QualityConfig, description="R_Q (LSP only)")
+    perception: PerceptionConfig = Field(
+        default_factory=PerceptionConfig, description="kind vision: who is paid for what"
+    )
     challenger: RoleConfig = Field(default_factory=RoleConfig, description="the Challenger's prompt and sampling")
-    solver: RoleConfig = Field(default_factory=RoleConfig, description="the Solver's prompt and sampling")
+    solver: RoleConfig = Field(
+        default_factory=RoleConfig, description="the Solver's prompt and sampling; the perceiver's in kind vision"
+    )
+    reader: RoleConfig = Field(
+        default_factory=lambda: RoleConfig(temperature=0.0), description="the reader's prompt and sampling"
+    )
     grader: RoleConfig = Field(
         default_factory=lambda: RoleConfig(temperature=0.0), description="the grader's prompt and sampling"
     )
+
+    @model_validator(mode="after")
+    def _a_trained_reader_is_sampled(self) -> Self:
+        if self.kind == "vision" and (self.perception.reader_weight > 0) == (self.reader.temperature == 0):
+            wanted = "game.solver.temperature" if self.perception.reader_weight else "0: it is asked once, greedily"
+            raise ValueError(
+                f"perception.reader_weight is {self.perception.reader_weight:g} and reader.temperature "
+                f"{self.reader.temperature:g}: set reader.temperature to {wanted}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _grades_differ(self) -> Self:
