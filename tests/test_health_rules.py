@@ -177,7 +177,8 @@ def test_a_rule_that_was_not_there_starts_anew() -> None:
 def test_the_page_has_the_default_rules_as_they_are() -> None:
     measured = {Absolute(): "is", Difference(): "change", Ratio(): "times"}
     page = (Path(__file__).parent.parent / "docs" / "health.md").read_text(encoding="utf-8")
-    rows = [line for line in page.splitlines() if line.startswith("| ")][1:]
+    table = page[page.index("| rule | figure |") :].partition("\n\n")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     for row, rule in zip(rows, RULES, strict=True):
         limits = ["never" if limit is None else f"{limit:g}" for limit in (rule.warning, rule.alarm)]
         cells = (rule.name, rule.figure, measured[rule.baseline], rule.direction.name.lower(), *limits, rule.patience)

@@ -222,11 +222,14 @@ def test_where_the_page_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (own / "figures" / "holiday.png").write_bytes(b"mine")
     (a / "figures").mkdir()
     (a / "figures" / "stale.svg").write_bytes(b"ours")
+    (a / "figures" / ".written.json").write_text('["stale.svg", "../kept.txt"]')
+    (a / "kept.txt").write_text("kept")
     monkeypatch.chdir(own)
     assert write_report([a, b]).resolve() == own / "report.html"
-    assert sorted(file.name for file in (own / "figures").iterdir()) == ["holiday.png", "value.png", "value.svg"]
+    assert sorted(file.name for file in (own / "figures").glob("[!.]*")) == ["holiday.png", "value.png", "value.svg"]
     assert write_report([a]) == a / "report.html"
-    assert sorted(file.name for file in (a / "figures").iterdir()) == ["value.png", "value.svg"]
+    assert sorted(file.name for file in (a / "figures").glob("[!.]*")) == ["value.png", "value.svg"]
+    assert (a / "kept.txt").is_file()
     assert write_report([a], own) == own / "report.html"
     assert write_report([a], own / "sub" / "page.html").read_text().startswith("<!doctype html>")
     assert (own / "sub" / "figures" / "value.svg").exists()

@@ -77,7 +77,7 @@ class Stop(Reaction):
 
 @dataclass(frozen=True)
 class RollBack(Reaction):
-    """Go on from the last healthy checkpoint with a larger β and a smaller α; after so many times, stop."""
+    """Go on from the last sound checkpoint with a larger β and a smaller α; after so many times, stop."""
 
     times: int
 
