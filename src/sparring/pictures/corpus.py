@@ -37,7 +37,7 @@ class Habits:
 
 
 CAREFUL = Habits(tires=(0.10,))
-SLOPPY = Habits(tires=(0.0, 0.05, 0.12, 0.45, 0.60, 0.70, 0.80), wrong_colour=0.08, usual=(0.05, 0.35, 0.60))
+SLOPPY = Habits(tires=(0.0, 0.05, 0.12, 0.42, 0.60, 0.70, 0.80), wrong_colour=0.08, usual=(0.05, 0.35, 0.60))
 
 
 @dataclass(frozen=True)

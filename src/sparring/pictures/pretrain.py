@@ -36,7 +36,7 @@ from sparring.pictures.world import DEV_SEED, TEST_SEED
 
 LOOKS, READINGS = 32, 24
 """Examples of each role in a step."""
-CAREFUL_STEPS, SLOPPY_STEPS = 700, 300
+CAREFUL_STEPS, SLOPPY_STEPS = 1400, 300
 MATRIX_RATE, OUTER_RATE, SLOPPY_RATE = 6e-3, 3e-3, 6e-4
 WARM_UP_STEPS = 50
 TESTS = 1000
