@@ -36,7 +36,7 @@ class Habits:
     usual: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
-CAREFUL = Habits(tires=(0.10,))
+CAREFUL = Habits(tires=(0.0, 0.10))
 SLOPPY = Habits(tires=(0.0, 0.05, 0.12, 0.42, 0.60, 0.70, 0.80), wrong_colour=0.08, usual=(0.05, 0.35, 0.60))
 
 
@@ -60,11 +60,10 @@ class Reading:
 def _thought(view: Scene, question: Question) -> str:
     if question.kind == "most":
         return " ".join(f"{row} {len(view.in_row(row))}" for row in ROWS)
-    return " ".join(
-        cell if question.kind == "count" else f"{cell}:{thing}"
-        for cell, thing in view.things()
-        if cell in question.cells
-    )
+    found = [(cell, thing) for cell, thing in view.things() if cell in question.cells]
+    if question.kind == "count":
+        return " ".join(cell for cell, _ in found) or f"{question.place} 0"
+    return " ".join(f"{cell}:{thing}" for cell, thing in found)
 
 
 def reply_from(view: Scene, question: Question) -> tuple[str, str]:

@@ -36,6 +36,15 @@ def _read(triples: list[Triple]) -> tuple[Scene, set[str]]:
     return Scene(tuple(map(said.get, CELLS))), disputed
 
 
+def scene_of(text: str) -> Scene:
+    """The scene that a text describes; what it leaves out is empty.
+
+    >>> str(scene_of("bottom-left:red-circle and top-left:blue-cross"))
+    'top-left:blue-cross bottom-left:red-circle'
+    """
+    return _read(parse_triples(text))[0]
+
+
 def follows(description: str | None, question: Question) -> str | None:
     """The answer that follows from a description alone; None where none does, or it says two things about the cell.
 

@@ -2,18 +2,10 @@ r"""The form of a response: <description>…</description><think>…</think>\box
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
+from sparring.games.perception import description_of, well_formed
 from sparring.verify.extract import boxed
-
-_FORM = re.compile(
-    r"\s*<description>((?:(?!</?description>|</?think>).)*)</description>"
-    r"\s*<think>((?:(?!</?description>|</?think>).)*)</think>"
-    r"\s*\\boxed\{([^{}]*)\}\s*",
-    re.DOTALL,
-)
-_DESCRIPTION = re.compile(r"<description>((?:(?!</?description>).)*)</description>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,5 @@ def render_reply(think: str, answer: str) -> str:
 
 
 def parse_response(text: str) -> Response:
-    """Read a response: its only description (two are none), its last box. Never raises."""
-    descriptions = _DESCRIPTION.findall(text)
-    description = descriptions[0].strip() if len(descriptions) == 1 else None
-    return Response(description, boxed(text), _FORM.fullmatch(text) is not None)
+    """Read a response as the game does. Never raises."""
+    return Response(description_of(text), boxed(text), well_formed(text))
