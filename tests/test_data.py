@@ -179,6 +179,15 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, ending: str, text: str, me
     assert f"rows.{ending}" in str(raised.value)
 
 
+def test_parquet_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "parquet", [{"prompt": f"question {n}"} for n in range(500)])
+    data = bytearray(path.read_bytes())
+    data[4:1000] = bytes(996)
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=r"prompts\.parquet is not Parquet: "):
+        load_prompts(path)
+
+
 NAMES = st.sampled_from(["messages", "prompt", "instruction", "input", "question", "role", "content", "x"])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["user", "assistant"]),
@@ -213,6 +222,20 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n')
     assert load_prompts(path).rows[0].query == "a"
+
+
+def test_a_pattern_names_several_files(tmp_path: Path) -> None:
+    for name, ending in (("b-2", "jsonl"), ("b-1", "parquet"), ("c", "jsonl"), ("b[3]", "json")):
+        write(tmp_path / "data", ending, [{"prompt": name, "answer": 1}], name)
+    assert [row.query for row in load(str(tmp_path / "data/b-*")).rows] == ["b-1", "b-2"]
+    assert [row.query for row in load(str(tmp_path / "data/?.jsonl")).rows] == ["c"]
+    assert [row.query for row in load(str(tmp_path / "data/b[3].json")).rows] == ["b[3]"], "a file that is there"
+    assert load(str(tmp_path / "data/b-*")).name.endswith("data/b-*")
+    for nothing in ("data/x-*.json", "none/*.json"):
+        with pytest.raises(ValueError, match=r"game\.prompts: there is no prompt file"):
+            load(str(tmp_path / nothing))
+    with pytest.raises(ValueError, match=r"game\.prompt_split=test does nothing for a pattern of files"):
+        load(str(tmp_path / "data/b-*"), split="test")
 
 
 class NotAsked:
@@ -401,6 +424,15 @@ def test_a_step_is_the_same_whenever_it_is_asked(steps: list[int]) -> None:
     resumed = PromptSet(rows, "rows")
     for step in steps:
         assert resumed.at(step, 3, 0) == history[step]
+
+
+def test_blocks_of_a_source_are_dealt_out_over_the_epoch() -> None:
+    """Each of ten steps has rows of each of three sources, about as many as there are."""
+    sources = [source for source in "abc" for _ in range(100)]
+    prompts = PromptSet([Row(str(i), None, {"source": source}) for i, source in enumerate(sources)], "blocks")
+    for seed in range(3):
+        drawn = [[row.columns["source"] for row in prompts.at(step, 30, seed)] for step in range(1, 11)]
+        assert all(3 <= step.count(source) <= 20 for step in drawn for source in "abc")
 
 
 def test_orders_differ_by_epoch_and_seed() -> None:

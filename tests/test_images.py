@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sparring.images import ByteLRU, ImageStore, Picture, PictureError
+from sparring.data_held import Spool
+from sparring.images import ByteLRU, ImageStore, Picture, PictureError, header
 from sparring.lm.base import SamplingParams
 from sparring.rendering import Renderer
 from sparring.roles import Role
@@ -158,14 +161,36 @@ def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
         opened.rgb()
 
 
+def test_a_header_is_read_without_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = encoded(Image.fromarray(noise(64, 32)), "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    spooled, floating = Spool().keep(whole, "row 3"), encoded(Image.new("F", (2, 2)), "TIFF")
+    Image.init()
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("it was decoded"))
+    assert [header(source) for source in (tmp_path / "cut.jpg", whole, spooled)] == [(64, 32)] * 3
+    for source, message in (
+        (tmp_path / "none.jpg", r"none\.jpg: no such file"),
+        (tmp_path / ("x" * 300), "can't be read as an image"),
+        (b"no image", "a picture of 8 bytes: can't be read as an image"),
+        (floating, "floating-point"),
+        (bomb(12_000, 12_000), "12000 x 12000 pixels"),
+    ):
+        with pytest.raises(PictureError, match=message):
+            header(source)
+    with pytest.raises(PictureError, match="row 3: 64 x 32 pixels; an image must have from 1 to 2047"):
+        header(spooled, max_pixels=2047)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"]), st.data())
 def test_broken_files_raise_nothing_else(kind: str, data: st.DataObject) -> None:
     whole = bytearray(encoded(Image.fromarray(noise(9, 7)), kind))
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    broken = bytes(whole[: data.draw(st.integers(0, len(whole)))])
     try:
-        opened = Picture.open(bytes(whole[: data.draw(st.integers(0, len(whole)))]), max_pixels=10_000)
+        header(broken, max_pixels=10_000)
+        opened = Picture.open(broken, max_pixels=10_000)
     except PictureError:
         return
     assert opened.rgb().mode == "RGB" and opened.handle < 0
@@ -233,6 +258,45 @@ def test_a_cache_by_bytes() -> None:
     held.clear()
     held.put("e", b"6666")
     assert held.get("b") is None and held.get("e") == b"6666"
+
+
+def test_a_picture_is_found_when_nobody_holds_it_any_more(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(encoded(Image.fromarray(noise(16, 16))))
+    store = ImageStore(image_processor(), patch_bytes=0)
+    handles = [store.add(Picture.open(file))[0], *(store.add(picture(seed=seed))[0] for seed in range(3))]
+    expected = [picture(seed=seed).rgb() for seed in range(3)]
+    gc.collect()
+    for handle, image in zip(handles[1:], expected, strict=True):
+        assert store.resized(handle).tobytes() == image.tobytes()
+        assert store.patches(handle).grid_thw == (1, 4, 4)
+    assert store.resized(handles[0]).tobytes() == Image.fromarray(noise(16, 16)).tobytes()
+    kept = [store._picture(handle).source for handle in handles]
+    assert kept[0] == file, "a file stays where it is"
+    assert not any(isinstance(source, bytes) for source in kept), "and no other's bytes stay in memory"
+
+
+def test_a_spool_gives_back_what_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool()
+    pieces = [bytes([n]) * (n * 37 % 1000) for n in range(200)]
+    kept = [spool.keep(piece, f"piece {n}") for n, piece in enumerate(pieces)]
+    wrong: list[int] = []
+
+    def look() -> None:
+        for n in np.random.default_rng(threading.get_ident() % 1000).permutation(200):
+            if kept[n].read() != pieces[n]:
+                wrong.append(int(n))
+            spool.keep(pieces[n], "again")
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [] and [each.read() for each in kept] == pieces and kept[7].name == "piece 7"
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(OSError, match=r"temporary folder .*none \(No such file or directory\): .* TMPDIR"):
+        Spool().keep(b"x", "x")
 
 
 def test_an_unknown_handle() -> None:

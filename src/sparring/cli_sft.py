@@ -47,7 +47,7 @@ def sft(
     dry_run: bool,
     settings: bool,
 ) -> None:
-    """Train MODEL (folder, run or hub id) on the answers in DATA (file, folder or hub id).
+    """Train MODEL (folder, run or hub id) on the answers in DATA (file, pattern of files, folder or hub id).
 
     DATA has messages, ShareGPT conversations, Alpaca's instructions, or prompts and completions; the assistant's turns
     are learned. What it leaves is a run like any other: `sparring train lsp --init RUN` goes on from it.
@@ -55,6 +55,7 @@ def sft(
     \b
     sparring sft Qwen/Qwen3-0.6B conversations.jsonl learner.lr=1e-5 epochs=3
     sparring sft Qwen/Qwen3-0.6B HuggingFaceH4/ultrachat_200k data.split=train_sft model.tuning=lora
+    sparring sft Qwen/Qwen2.5-VL-3B-Instruct 'cold9k/A-*.json'
     sparring sft --resume runs/sft-1
     """
     if settings:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparring.data_held import Held
 from sparring.data_images import COLUMNS, MARKER, images_of
+from sparring.data_records import NAMES, Names, matching, nearest, read_records
+from sparring.images import MAX_PIXELS, PictureError, header
 from sparring.rewards.base import RESERVED
 from sparring.sampling.seeds import generator
 from sparring.types import Message
@@ -22,34 +21,23 @@ logger = logging.getLogger(__name__)
 PROMPT_COLUMNS = ("messages", "prompt", "instruction", "question", "problem", "query")
 """Where a row's prompt is looked for, in this order; an instruction's `input` belongs to it."""
 
-FILES = (".jsonl", ".json", ".parquet")
-_FILE_NAME = re.compile(r".*\.(jsonl?|parquet|csv|tsv|txt|ya?ml|arrow|gz|zip|zst|bz2|xz)", re.IGNORECASE)
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+SHOWN = 5
+"""Rows with pictures that can't be used which are named one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One prompt: its text (or whole chat messages) and the columns that reach the reward by name.
 
-    images: files or encoded bytes, opened when the row is played; where: how messages call the row.
+    images: files or encoded bytes, opened when the row is played; those of a data set are read from it then. where: how
+    messages call the row.
     """
 
     query: str
     messages: tuple[Message, ...] | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
-    images: tuple[Path | bytes, ...] = ()
+    images: tuple[Path | bytes | Held, ...] = ()
     where: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """How errors call the settings that describe a prompt set; the defaults are a run's."""
-
-    prompts: str = "game.prompts"
-    split: str = "game.prompt_split"
-    subset: str = "game.prompt_subset"
-    column: str = "game.prompt_column"
-    revision: str = "game.prompt_revision"
 
 
 class Order:
@@ -99,9 +87,11 @@ def load_prompts(
     subset: str | None = None,
     column: str | None = None,
     revision: str | None = None,
-    names: Names = Names(),
+    max_pixels: int = MAX_PIXELS,
+    names: Names = NAMES,
 ) -> PromptSet:
-    """A file (.jsonl, .json, .parquet), a folder of such files, a folder saved by `datasets`, or a hub id (owner/name).
+    """A file (.jsonl, .json, .parquet) or a pattern of files (data/*.jsonl), a folder of such files, a folder saved by
+    `datasets`, or a hub id (owner/name).
 
     A prompt is text, or chat messages; an answer that ends the messages is cut off. An instruction is followed by its
     `input`, where that isn't blank (Alpaca's form). The other columns reach the reward by name, but for those whose
@@ -110,11 +100,15 @@ def load_prompts(
 
     Folders and hub ids go through the `datasets` library; code that a data set brings along is never run.
 
+    Every picture's header is read: a row whose picture is missing, of no known format or too large is left out, named
+    in the log and counted there. A picture that breaks off later is found when its row is played.
+
     Args:
         split: of a folder or a hub data set; "train[:1000]" is its first thousand rows.
         subset: the configuration of a hub data set that has several.
         column: the prompt's, where it is none of PROMPT_COLUMNS or another is meant.
         revision: branch, tag or commit of a hub data set.
+        max_pixels: of a picture; rows with larger ones are left out.
         names: how errors call these settings.
 
     Raises:
@@ -123,152 +117,16 @@ def load_prompts(
     """
     records = read_records(source, split=split, subset=subset, revision=revision, names=names)
     path = Path(source)
-    folder = path if path.is_dir() else path.parent if path.is_file() else None
+    folder = images_folder(source)
     rows = [_row(record, column, f"{source}, row {number}", names, folder) for number, record in enumerate(records, 1)]
     _say_reserved(rows, source)
-    return PromptSet(rows, path.name if path.exists() else source)
+    return PromptSet(_with_pictures(rows, source, max_pixels), path.name if path.exists() else source)
 
 
-def read_records(source: str, *, split: str, subset: str | None, revision: str | None, names: Names) -> list[Any]:
-    """The rows of what `load_prompts` takes, as they are."""
+def images_folder(source: str) -> Path | None:
+    """The folder that relative paths of a data set's images count from; None where it is on the hub."""
     path = Path(source)
-    if path.is_file():
-        _refuse_settings(source, "one file", names, split=split, subset=subset, revision=revision)
-        return _read(path)
-    if source and path.is_dir():
-        _refuse_settings(source, "a folder", names, revision=revision)
-        read = _read_saved if _is_saved(path) else _read_set
-        return read(source, names, split, subset)
-    _require_hub_id(source, names)
-    return _read_set(source, names, split, subset, revision)
-
-
-def _refuse_settings(source: str, what: str, names: Names, *, split: str = "train", **given: str | None) -> None:
-    """A setting that does nothing is a mistake."""
-    used = {**given, "split": None if split == "train" else split}
-    for name, value in used.items():
-        if value is not None:
-            called = getattr(names, name)
-            raise ValueError(f"{called}={value} does nothing for {what}, and {source} is one: leave it out")
-
-
-def _require_hub_id(source: str, names: Names) -> None:
-    """A mistyped path must not be asked of the hub."""
-    path = Path(source)
-    if _FILE_NAME.fullmatch(source) or not _HUB_ID.fullmatch(source) or path.parent.is_dir():
-        beside: list[str] = []
-        with suppress(OSError):
-            beside = [entry.name for entry in path.parent.iterdir()]
-        hint = _nearest(path.name, beside) or " (a data set of the hub reads owner/name)"
-        raise ValueError(f"{names.prompts}: there is no prompt file {source}{hint}")
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-# --- files -------------------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> list[Any]:
-    if path.suffix == ".parquet":
-        import pyarrow
-        from pyarrow import parquet
-
-        try:
-            return parquet.read_table(path).to_pylist()
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{path} is not Parquet: {error}") from error
-    if path.suffix not in FILES:
-        raise ValueError(f"{path}: a prompt file ends in {', '.join(FILES[:-1])} or {FILES[-1]}")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error}") from error
-    if path.suffix == ".jsonl":
-        # Not splitlines(): JSON allows U+2028 and other line ends inside a string.
-        return [_json_line(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    try:
-        records = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(records, list):
-        raise ValueError(f"{path}: expected a JSON list of rows")  # noqa: TRY004 - a user's file
-    return records
-
-
-def _json_line(line: str, path: Path, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-
-
-# --- the datasets library ----------------------------------------------------------------------------
-
-
-def _library(names: Names) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(
-            f"{names.prompts} names a folder or a data set of the hub, which the datasets library reads: "
-            "pip install 'sparring[data]'"
-        ) from error
-    if int(datasets.__version__.partition(".")[0]) < 4:
-        raise ValueError(
-            f"datasets {datasets.__version__} can run code that a data set brings along: pip install 'datasets>=4'"
-        )
-    return datasets
-
-
-def _is_saved(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-
-
-def _read_saved(source: str, names: Names, split: str, subset: str | None) -> list[Any]:
-    """The rows of what `save_to_disk` left: one split, or a dictionary of them."""
-    datasets = _library(names)
-    _refuse_settings(source, "a saved data set", names, subset=subset)
-    try:
-        saved = datasets.load_from_disk(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{names.prompts}: {source} can't be read ({error})") from error
-    splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
-    if split not in splits:
-        raise ValueError(_no_split(source, split, list(splits), names))
-    return splits[split].to_list()
-
-
-def _read_set(source: str, names: Names, split: str, subset: str | None, revision: str | None = None) -> list[Any]:
-    """The rows of a folder of files or of a hub data set."""
-    datasets = _library(names)
-    at = f" at {names.revision}={revision}" if revision else ""
-    try:
-        builder = datasets.load_dataset_builder(source, name=subset, revision=revision)
-    except ValueError as error:  # an unknown one, or none where there are several: the message lists them
-        given = f"{names.prompts}={source}, {names.subset}={subset}"
-        raise ValueError(f"{given}: {_one_line(error)}") from error
-    except (OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{names.prompts}: {source}{at} can't be loaded: {_one_line(error)}") from error
-    try:
-        builder.download_and_prepare()
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = f" ({_one_line(error.__cause__)})" if error.__cause__ else ""
-        raise ValueError(f"{names.prompts}: {source}{at} can't be read: {_one_line(error)}{cause}") from error
-    try:
-        return builder.as_dataset(split=split).to_list()
-    except ValueError as error:
-        raise ValueError(_no_split(source, split, list(builder.info.splits), names)) from error
-
-
-def _no_split(source: str, split: str, known: list[str], names: Names) -> str:
-    return f"{names.split}: {source} has no split {split!r}{_nearest(split, known)}; it has: {', '.join(known)}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return path if path.is_dir() else path.parent if path.is_file() or matching(source) else None
 
 
 # --- rows --------------------------------------------------------------------------------------------
@@ -305,7 +163,7 @@ def _prompt_column(record: Mapping[str, Any], column: str | None, where: str, na
         if column in record:
             return column
         raise ValueError(
-            f"{names.column}: {where} has no column {column!r}{_nearest(column, list(record))}; "
+            f"{names.column}: {where} has no column {column!r}{nearest(column, list(record))}; "
             f"it has: {', '.join(record)}"
         )
     known = [name for name in PROMPT_COLUMNS if name in record]
@@ -332,6 +190,36 @@ def _conversation(value: Sequence[Any], name: str, where: str) -> tuple[Message,
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     return tuple(messages)
+
+
+def _with_pictures(rows: Sequence[Row], source: str, max_pixels: int) -> list[Row]:
+    """The rows whose pictures can be used, as far as their headers tell."""
+    kept: list[Row] = []
+    refused: list[str] = []
+    for row in rows:
+        try:
+            for image in row.images:
+                header(
+                    image, name=f"{row.where}: its image" if isinstance(image, bytes) else None, max_pixels=max_pixels
+                )
+        except PictureError as error:
+            refused.append(str(error) if str(error).startswith(row.where) else f"{row.where}: {error}")
+        else:
+            kept.append(row)
+    if not refused:
+        return kept
+    if not kept:
+        raise ValueError(f"{source}: none of its {len(rows)} rows has pictures that can be used ({refused[0]})")
+    for reason in refused[:SHOWN]:
+        logger.warning("left out: %s", reason)
+    logger.warning(
+        "%s: %d of %d rows are left out, as their pictures can't be used; %d are left",
+        source,
+        len(refused),
+        len(rows),
+        len(kept),
+    )
+    return kept
 
 
 def _say_reserved(rows: Sequence[Row], source: str) -> None:

@@ -11,8 +11,9 @@ import io
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +22,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+
+from sparring.data_held import Held, Spool
 
 # No vector formats: Pillow gives those to other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -36,24 +39,24 @@ class PictureError(ValueError):
     """A picture that can't be used; the message names it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """An image that has been opened and found sound: upright, 8-bit RGB, `width` by `height` pixels.
 
     `handle` is a negative int made from those pixels: equal pixels have equal handles, whatever file they came from.
-    The pixels themselves are not kept, only the path or the encoded bytes.
+    The pixels themselves are not kept, only the path, the encoded bytes, or where these lie.
     """
 
     handle: int
     width: int
     height: int
     name: str = field(compare=False)
-    source: Path | bytes = field(compare=False, repr=False)
+    source: Path | bytes | Held = field(compare=False, repr=False)
     max_pixels: int = field(default=MAX_PIXELS, compare=False, repr=False)
 
     @classmethod
     def open(
-        cls, source: str | Path | bytes | Image.Image, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+        cls, source: str | Path | bytes | Held | Image.Image, *, name: str | None = None, max_pixels: int = MAX_PIXELS
     ) -> Picture:
         """Decode a file, encoded bytes or a Pillow image once, to see that it can be.
 
@@ -65,13 +68,11 @@ class Picture:
         """
         if isinstance(source, Image.Image):
             called, image = name or "a picture", source
-            _check_size(called, image.width, image.height, max_pixels)
+            _check(called, image, max_pixels)
             source = _png(_decoded(called, lambda: _upright(image)))
-        elif isinstance(source, bytes):
-            called = name or f"a picture of {len(source)} bytes"
         else:
-            source = Path(source)
-            called = name or str(source)
+            source = Path(source) if isinstance(source, str) else source
+            called = name or _called(source)
         rgb = _read(source, called, max_pixels)
         return cls(_handle(rgb), rgb.width, rgb.height, called, source, max_pixels)
 
@@ -131,8 +132,9 @@ class ImageStore:
     """The pictures of a run's prompts, and what a model's image processor makes of them.
 
     Every picture is resized once, to a size within the processor's bounds with sides that are whole tokens; sampler
-    and trainer read those same pixels. Pictures are kept as they came (path or encoded bytes); processed patches,
-    which are large, in a memory of at most `patch_bytes`.
+    and trainer read those same pixels. A picture is found as long as the store lives, whoever still holds its ids: what
+    is kept of it is where it can be read again (path, data set), and encoded bytes go into a temporary file. Processed
+    patches, which are large, are kept in a memory of at most `patch_bytes`.
 
     processor: of the Qwen2-VL type, on Pillow (`lm.vision_files.load_processor`). Raises ValueError where its bounds
     (min_pixels, max_pixels) leave no image.
@@ -148,6 +150,7 @@ class ImageStore:
                 f"{self.factor**2} pixels, one token of {self.factor} x {self.factor}"
             )
         self._pictures: dict[int, Picture] = {}
+        self._spool = Spool()
         self._patches: ByteLRU[int, Patches] = ByteLRU(patch_bytes, lambda made: made.pixel_values.nbytes)
 
     @property
@@ -158,7 +161,10 @@ class ImageStore:
     def add(self, picture: Picture) -> tuple[int, int]:
         """Keep a picture; gives its handle and how many tokens it takes. Nothing is decoded."""
         height, width = self._resized_to(picture)
-        self._pictures.setdefault(picture.handle, picture)
+        if picture.handle not in self._pictures:
+            if isinstance(picture.source, bytes):
+                picture = replace(picture, source=self._spool.keep(picture.source, picture.name))
+            self._pictures[picture.handle] = picture
         return picture.handle, height * width // self.factor**2
 
     def grid(self, handle: int) -> tuple[int, int, int]:
@@ -172,7 +178,8 @@ class ImageStore:
         return height * width // self.processor.merge_size**2
 
     def resized(self, handle: int) -> Image.Image:
-        """The very pixels that the model reads, for another engine; that one resizes no more, given the same bounds."""
+        """The very pixels that the model reads, for another engine; that one resizes no more, given the same bounds
+        (unless these are nearly equal)."""
         picture = self._picture(handle)
         height, width = self._resized_to(picture)
         return picture.rgb().resize((width, height), self.processor.resample)
@@ -200,34 +207,63 @@ class ImageStore:
         return smart_resize(picture.height, picture.width, self.factor, self.min_pixels, self.max_pixels)
 
 
-def _read(source: Path | bytes, name: str, max_pixels: int) -> Image.Image:
-    if isinstance(source, Path) and not source.is_file():
+def header(source: Path | bytes | Held, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of a picture as it is stored, by its header alone.
+
+    Raises:
+        PictureError: what `Picture.open` would refuse before it decodes anything.
+    """
+    called = name or _called(source)
+    with _opened(source, called, max_pixels) as image:
+        return image.width, image.height
+
+
+def _called(source: Path | bytes | Held) -> str:
+    if isinstance(source, bytes):
+        return f"a picture of {len(source)} bytes"
+    return str(source) if isinstance(source, Path) else source.name
+
+
+def _read(source: Path | bytes | Held, name: str, max_pixels: int) -> Image.Image:
+    with _opened(source, name, max_pixels) as image:
+        return _decoded(name, lambda: _upright(image))
+
+
+@contextmanager
+def _opened(source: Path | bytes | Held, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """A picture whose header has been read and found good."""
+    if isinstance(source, Path) and not _decoded(name, source.is_file):  # a name may be too long for the disk
         raise PictureError(f"{name}: no such file")
     with warnings.catch_warnings():
         # Pillow's own bound is one for the whole process, and a warning in parts; ours stands in for it.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = _decoded(
-            name, lambda: Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-        )
-        with image:
-            _check_size(name, image.width, image.height, max_pixels)
-            return _decoded(name, lambda: _upright(image))
+        with _decoded(name, lambda: _begun(source)) as image:
+            _check(name, image, max_pixels)
+            yield image
 
 
-def _decoded(name: str, decode: Callable[[], Image.Image]) -> Image.Image:
+def _begun(source: Path | bytes | Held) -> Image.Image:
+    if isinstance(source, Path):
+        return Image.open(source, formats=FORMATS)
+    return Image.open(io.BytesIO(source if isinstance(source, bytes) else source.read()), formats=FORMATS)
+
+
+def _decoded(name: str, decode: Callable[[], Value]) -> Value:
     try:
         return decode()
-    except PictureError as error:
-        raise PictureError(f"{name}: {error}") from error
     except Exception as error:  # decoders of broken files raise anything
         raise PictureError(f"{name}: can't be read as an image ({type(error).__name__}: {error})") from error
 
 
-def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+def _check(name: str, image: Image.Image, max_pixels: int) -> None:
+    """What a header tells."""
+    width, height = image.size
     if width < 1 or height < 1 or width * height > max_pixels:
         raise PictureError(f"{name}: {width} x {height} pixels; an image must have from 1 to {max_pixels}")
     if max(width, height) > MAX_RATIO * min(width, height):
         raise PictureError(f"{name}: {width} x {height} pixels; a side may be {MAX_RATIO} times the other at most")
+    if image.mode == "F":
+        raise PictureError(f"{name}: floating-point pixels, whose range nobody told; save it with 8 or 16 bits")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -237,8 +273,6 @@ def _upright(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray((levels * 255 // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise PictureError("floating-point pixels, whose range nobody told; save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")

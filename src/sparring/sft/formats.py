@@ -19,7 +19,7 @@ MARKER = "<image>"
 """Stands in a text where the next of the row's images belongs."""
 
 OpenImage = Callable[[Any], Any]
-"""An image as a data set has it (path, bytes, PIL) → what the renderer takes."""
+"""An image as a data set has it (path, bytes, where these lie, PIL) → what the renderer takes."""
 
 _SPEAKERS = {
     "human": "user",

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparring.data import Names, Order, read_records
+from sparring.data import Order, images_folder
+from sparring.data_records import Names, read_records
 from sparring.sampling.seeds import generator
 from sparring.settings.sft import SFTDataConfig
 from sparring.sft.formats import BadRowError, OpenImage, read_conversation
@@ -92,7 +93,7 @@ def curriculum(
         ValueError: nothing is left to learn from.
     """
     made = Curriculum()
-    folder = _image_folder(settings)
+    folder = images_folder(settings.path) if settings.images is None else Path(settings.images)
     conversations: list[list[Lesson]] = []
     for number, record in enumerate(records, 1):
         try:
@@ -110,13 +111,6 @@ def curriculum(
     for index, lessons in enumerate(conversations):
         (made.held_out if index in held_out else made.taught).extend(lessons)
     return made
-
-
-def _image_folder(settings: SFTDataConfig) -> Path | None:
-    if settings.images is not None:
-        return Path(settings.images)
-    path = Path(settings.path)
-    return path.parent if path.is_file() else path if path.is_dir() else None
 
 
 def _fitting(lessons: Sequence[Lesson], limit: int, made: Curriculum, *, cut: bool) -> list[Lesson]:

@@ -9,6 +9,7 @@ import torch
 
 from sparring.build import learning_rate
 from sparring.config import ConfigError, checked, read_yaml
+from sparring.data_records import matching
 from sparring.files import write_text_atomic
 from sparring.images import Picture
 from sparring.learner import Update
@@ -16,7 +17,7 @@ from sparring.memory import LOADING, budgeted
 from sparring.models import Models, build_models, default_token_budget, resolve_device
 from sparring.parallel import ALONE, Ranks, connected
 from sparring.paths import anchored
-from sparring.run import _heard, _resolved, _tell, _trackers, _withdraw
+from sparring.run import observer_of, open_trackers, pinned, tell_story, withdraw
 from sparring.runfolder import RunFolder
 from sparring.settings import GameConfig, LearnerConfig, RoleConfig, RunConfig
 from sparring.settings.sft import VISION, SFTConfig
@@ -43,7 +44,7 @@ def train(config: SFTConfig, out: Path, *, observer: Observer | None = None) -> 
     """
     folder = RunFolder(out)
     with connected() as ranks, folder:
-        observer = _heard(observer, ranks)
+        observer = observer_of(observer, ranks)
         config = ranks.first("making the run's folder", lambda: _begun(folder, config))
         try:
             lectures, models = assemble(config, folder, observer=observer, ranks=ranks)
@@ -51,7 +52,7 @@ def train(config: SFTConfig, out: Path, *, observer: Observer | None = None) -> 
             # Nothing was trained: a folder left behind would only refuse the next attempt.
             if ranks.leads:
                 (folder.path / SKIPPED).unlink(missing_ok=True)
-                _withdraw(folder)
+                withdraw(folder)
             raise
         return _finish(lectures, models, folder)
 
@@ -64,7 +65,7 @@ def resume(out: Path, *, observer: Observer | None = None) -> int:
     """
     folder = RunFolder(out)
     with connected() as ranks, folder:
-        observer = _heard(observer, ranks)
+        observer = observer_of(observer, ranks)
         config = ranks.first("opening the run's folder", lambda: _opened(folder))
         lectures, models = assemble(config, folder, observer=observer, ranks=ranks)
         return _finish(lectures, models, folder)
@@ -114,14 +115,15 @@ def resolved(config: SFTConfig) -> SFTConfig:
     """With absolute paths, and with what `auto` and 0 stand for here: a resumed run must compute as it began."""
     if not config.data.path:
         raise ConfigError("data.path is empty: name a file, a folder or a hub id to learn from")
-    run = anchored(_resolved(as_run(config)))
+    run = anchored(pinned(as_run(config)))
+    path = str(Path(config.data.path).absolute()) if matching(config.data.path) else run.game.prompts
     images = config.data.images and str(Path(config.data.images).absolute())
     return config.model_copy(
         update={
             "threads": run.threads,
             "trackers": run.trackers,
             "model": run.model,
-            "data": config.data.model_copy(update={"path": run.game.prompts, "images": images}),
+            "data": config.data.model_copy(update={"path": path, "images": images}),
             "learner": config.learner.model_copy(update={"token_budget": run.learner.token_budget}),
         }
     )
@@ -143,7 +145,7 @@ def assemble(
     steps = config.steps or made.steps(config.learner.batch, config.epochs)
     ranks.first("recording the number of steps", lambda: _record_steps(folder, steps))
     trackers: list[Tracker] = []
-    ranks.first("opening the trackers", lambda: trackers.extend(_trackers(config, folder, observer.said)))
+    ranks.first("opening the trackers", lambda: trackers.extend(open_trackers(config, folder, observer.said)))
     lectures = Lectures(
         lessons=made,
         learner=_learner(config, models),
@@ -222,5 +224,5 @@ def _require_something_trained(config: SFTConfig, models: Models) -> None:
 
 def _finish(lectures: Lectures, models: Models, folder: RunFolder) -> int:
     steps_done = lectures.run()
-    models.ranks.first("telling the story", lambda: _tell(folder, steps_done, None))
+    models.ranks.first("telling the story", lambda: tell_story(folder, steps_done, None))
     return steps_done
