@@ -9,12 +9,15 @@ import json
 import shutil
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sparring.cli_settings import described, run_options
 from sparring.console import debug_option, shown
+
+if TYPE_CHECKING:
+    from sparring.settings import RunConfig
 
 
 @click.command(short_help="Memory and time of a run, before it.")
@@ -78,8 +81,18 @@ def serve_command(*, port: int, cpu: bool, **options: Any) -> None:
         nccl=config.rollout.weights == "nccl",
         cpu=cpu,
         memory=config.rollout.memory,
+        pixels=_pixels(config),
     )
     click.echo(shell_command(argv, environment))
+
+
+def _pixels(config: RunConfig) -> dict[str, int] | None:
+    """The bounds of a run's images, as far as its settings name them; None where its prompts show none."""
+    if config.game.kind != "vision":
+        return None
+    vision = config.model.vision
+    bounds = {"min_pixels": vision.min_pixels, "max_pixels": vision.max_pixels}
+    return {name: pixels for name, pixels in bounds.items() if pixels is not None}
 
 
 def _untied(model: str | Path, revision: str | None) -> Path:

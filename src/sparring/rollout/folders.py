@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from safetensors.torch import save_file
 from sparring.lm.hub import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    VISION_FAMILIES,
     LoadError,
     check_weights_present,
     read_config,
     read_json,
     refuse_mismatch,
 )
+from sparring.lm.vision_parts import own_name
 from sparring.rollout.base import EngineError
 
 INDEX = "model.safetensors.index.json"
@@ -49,12 +51,17 @@ def check_folder(folder: Path, expected: Shapes | None, *, cpu: bool = False) ->
 
 
 def tensor_shapes(folder: Path) -> Shapes:
-    """Shapes of a saved model's tensors by name, without reading them. Raises LoadError where it is incomplete."""
+    """Shapes of a saved model's tensors by name, without reading them. Raises LoadError where it is incomplete.
+
+    A vision model's are named as in the model, whether or not its files have names from before transformers 5.
+    """
+    named = _naming(read_config(folder))
     shapes: dict[str, tuple[int, ...]] = {}
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt", device="cpu") as opened:
-                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+                names: list[str] = opened.keys()
+                shapes |= {named(name): tuple(opened.get_slice(name).get_shape()) for name in names}
         except (SafetensorError, OSError) as error:
             raise LoadError(f"{file}: can't be read ({error}); save it again") from error
     return shapes
@@ -103,21 +110,29 @@ def prepare_folder(model_folder: Path, out: Path) -> Path:
         weight_map |= dict.fromkeys(_names(file), name)
     if head not in shapes:
         last = f"model-{len(files) + 1:05d}-of-{len(files) + 1:05d}.safetensors"
-        with safe_open(_holder(files, embedding), framework="pt", device="cpu") as opened:
-            save_file({head: opened.get_tensor(embedding)}, out / last, {"format": "pt"})
+        file, name = _holder(files, embedding, _naming(config))
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            save_file({head: opened.get_tensor(name)}, out / last, {"format": "pt"})
         weight_map[head] = last
     (out / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
-    (out / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}, indent=2), encoding="utf-8")
+    untied = config | {"tie_word_embeddings": False}
+    if "text_config" in config:  # a vision model's
+        untied["text_config"] = config["text_config"] | {"tie_word_embeddings": False}
+    (out / "config.json").write_text(json.dumps(untied, indent=2), encoding="utf-8")
     return out
 
 
 def tied_names(folder: Path) -> tuple[str, str]:
     """The names of the output layer and of the embedding that it shares."""
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    seeing = config.model_type in VISION_FAMILIES
+    kind: Any = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if seeing else MODEL_FOR_CAUSAL_LM_MAPPING)[type(config)]
     return next(iter(kind._tied_weights_keys.items()))
 
 
@@ -126,8 +141,14 @@ def _names(file: Path) -> list[str]:
         return list(opened.keys())
 
 
-def _holder(files: list[Path], name: str) -> Path:
-    return next(file for file in files if name in _names(file))
+def _naming(config: Mapping[str, Any]) -> Callable[[str], str]:
+    """From a name in a model's files to that in the model."""
+    return own_name if config.get("model_type") in VISION_FAMILIES else str
+
+
+def _holder(files: list[Path], wanted: str, naming: Callable[[str], str]) -> tuple[Path, str]:
+    """The file with a tensor of the model, and its name there."""
+    return next((file, name) for file in files for name in _names(file) if naming(name) == wanted)
 
 
 def _refuse_others(folder: Path, shapes: Shapes, expected: Shapes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from time import monotonic, sleep
 from typing import Any, TypeVar
@@ -41,6 +41,7 @@ class Api:
         self.url = address(url, SETTING, API_KEY)
         self.limit, self._silence = limit, silence
         self.served = "MODEL"  # for the command in an error, until the server has said what it serves
+        self.pixels: Mapping[str, int] | None = None  # bounds of images, where prompts show some
         self._loop = Loop("rollout")
         self._client = httpx.AsyncClient(
             base_url=self.url,
@@ -98,7 +99,8 @@ class Api:
 
     def start_command(self, *, lora_rank: int | None = None, cpu: bool = False) -> str:
         """How this server must be started."""
-        return shell_command(*serve_command(self.served, lora_rank=lora_rank, port=self.url.port or 80, cpu=cpu))
+        port, pixels = self.url.port or 80, self.pixels
+        return shell_command(*serve_command(self.served, lora_rank=lora_rank, port=port, cpu=cpu, pixels=pixels))
 
     def close(self) -> None:
         """Close the connections."""

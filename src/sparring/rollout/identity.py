@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sparring.rollout.http import Api
+
+UNLIMITED = 999
+"""vLLM's own limit of images a prompt where none is set."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +26,18 @@ class Card:
 
 @dataclass(frozen=True)
 class Served:
-    """A server: its model, vLLM's version, whether it takes adapters and is on a CPU, most completions a request."""
+    """A server: its model, vLLM's version, whether it takes adapters and is on a CPU, most completions a request.
+
+    images: most of a prompt; 0: its model reads text only. processing: what it was told of how they are processed.
+    """
 
     card: Card
     vllm: str
     lora: bool
     cpu: bool
     max_rows: int
+    images: int
+    processing: Mapping[str, Any]
 
 
 def read_served(api: Api, model: str | None) -> Served:
@@ -42,13 +52,21 @@ def read_served(api: Api, model: str | None) -> Served:
         scheduler = settings["scheduler_config"]
         max_rows, chunked = int(scheduler["max_num_seqs"]), bool(scheduler["enable_chunked_prefill"])
         cpu = "cpu" in str(settings["device_config"])
-    except (LookupError, TypeError) as error:
+        images, processing = _images(settings["model_config"].get("multimodal_config"))
+    except (LookupError, TypeError, AttributeError) as error:
         raise api.error(f"no vLLM server of version 0.32 or later ({type(error).__name__}: {error})") from error
     if mode != "processed_logprobs":
         raise api.error(f"its log-probabilities are {mode}; start it as\n  {api.start_command(cpu=cpu)}\n")
     if cpu and chunked:  # "CPU Generator does not use offset" would end it in the midst of a batch
         raise api.error(f"on a CPU it must not split prompts; start it as\n  {api.start_command(cpu=True)}\n")
-    return Served(card, vllm, lora, cpu, max_rows)
+    return Served(card, vllm, lora, cpu, max_rows, images, processing)
+
+
+def _images(settings: Mapping[str, Any] | None) -> tuple[int, Mapping[str, Any]]:
+    if settings is None or settings["language_model_only"]:
+        return 0, {}
+    limit = settings["limit_per_prompt"].get("image")
+    return UNLIMITED if limit is None else int(limit["count"]), settings["mm_processor_kwargs"] or {}
 
 
 def read_card(api: Api, model: str | None) -> Card:

@@ -13,6 +13,7 @@ from sparring.lm.base import Completion, SamplingParams
 from sparring.lm.hub import is_adapter
 from sparring.rollout.base import EngineError, EngineInfo, check_request, read_completion, request_fields, served_rank
 from sparring.rollout.folders import adapter_rank, check_folder, tensor_shapes
+from sparring.rollout.images import PromptImages, check_shown, shown
 
 
 class ProcessEngine:
@@ -29,6 +30,7 @@ class ProcessEngine:
         max_len: most tokens of a prompt and its completion; None: the model's.
         seed: vLLM's own; completions have theirs.
         eager: no compilation and no CUDA graphs: a quicker start, slower completions.
+        images: the images of prompts; None: prompts are text.
 
     Raises:
         EngineError: vLLM is absent, or doesn't take this model.
@@ -44,6 +46,7 @@ class ProcessEngine:
         max_len: int | None = None,
         seed: int = 0,
         eager: bool = False,
+        images: PromptImages | None = None,
     ) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise EngineError(
@@ -57,6 +60,9 @@ class ProcessEngine:
         adapters = {} if lora_rank is None else {"enable_lora": True, "max_lora_rank": served_rank(lora_rank)}
         # See `base.serve_command`.
         unsplit = {"enable_chunked_prefill": False} if cpu else {}
+        seeing: dict[str, Any] = {}
+        if images is not None:
+            seeing = {"mm_processor_kwargs": images.pixels, "limit_mm_per_prompt": {"video": 0}}
         with _refusals(f"vLLM doesn't take {model_folder}"):
             self._llm: Any = vllm.LLM(
                 str(model_folder),
@@ -69,10 +75,13 @@ class ProcessEngine:
                 generation_config="vllm",
                 **adapters,
                 **unsplit,
+                **seeing,
             )
-        config = self._llm.llm_engine.vllm_config
-        longest = config.model_config.max_model_len
-        self.info = EngineInfo(str(model_folder), longest, vllm.__version__, lora_rank is not None, cpu)
+        config = self._llm.llm_engine.vllm_config.model_config
+        most = 0 if images is None else config.get_multimodal_config().get_limit_per_prompt("image")
+        longest = config.max_model_len
+        self.info = EngineInfo(str(model_folder), longest, vllm.__version__, lora_rank is not None, cpu, most)
+        self._images = images
         self._shapes = tensor_shapes(folder) if folder.is_dir() else None
         self._last = str(model_folder)
         self._adapter: Any = None
@@ -86,12 +95,14 @@ class ProcessEngine:
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
         check_request(self.info, prompts, params)
+        check_shown(self.info.model, self.info.images, prompts)
         if not prompts:
             return []
+        params = params if self._images is None else self._images.params(params)
         asked = n if params.temperature > 0 else 1  # greedy ones are all the same
         with _refusals("vLLM wrote no completions"):
             outputs = self._llm.generate(
-                [{"prompt_token_ids": list(ids)} for ids in prompts],
+                [self._prompt(ids) for ids in prompts],
                 [
                     Fields(**request_fields(params, asked, seed), output_kind=RequestOutputKind.FINAL_ONLY)
                     for _, seed in zip(prompts, seeds, strict=True)
@@ -99,6 +110,7 @@ class ProcessEngine:
                 lora_request=self._adapter if adapter else None,
                 use_tqdm=False,
             )
+            self._refuse_others(prompts, outputs)
             return [[_read(row) for row in output.outputs] * (n // asked) for output in outputs]
 
     def update(self, folder: Path, version: int) -> None:
@@ -116,6 +128,9 @@ class ProcessEngine:
                 raise
             self._last = str(folder)
         self._llm.reset_prefix_cache()
+        if self._images is not None:  # see `weights.clear_caches`
+            self._llm.reset_mm_cache()
+            self._llm.llm_engine.reset_encoder_cache()
 
     def check(self) -> None:
         """See `base.RolloutEngine.check`: what is in this process lives as long as it."""
@@ -125,9 +140,24 @@ class ProcessEngine:
         self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
 
+    def _prompt(self, ids: Sequence[int]) -> dict[str, Any]:
+        if self._images is not None and shown(ids):
+            return self._images.in_process(ids)
+        return {"prompt_token_ids": list(ids)}
+
+    def _refuse_others(self, prompts: Sequence[Sequence[int]], outputs: Sequence[Any]) -> None:
+        """Raise ValueError where vLLM put other tokens in an image's place."""
+        if self._images is None:
+            return
+        for ids, output in zip(prompts, outputs, strict=True):
+            if wrong := self._images.difference(ids, output.prompt_token_ids):
+                raise ValueError(wrong)
+
     def _reload(self, path: str) -> None:
         with _refusals(f"vLLM doesn't take the weights of {path}"):
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        # vLLM looks there for the image processor too, from now on; new weights come without one.
+        self._llm.llm_engine.vllm_config.model_config.model = self.info.model
 
     def _load_adapter(self, folder: Path, version: int) -> None:
         from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]

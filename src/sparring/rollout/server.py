@@ -16,14 +16,13 @@ from time import sleep
 from typing import Any, TypeVar
 from uuid import uuid4
 
-import httpx
-
 from sparring.http import each, refusal, retry_after
 from sparring.lm.base import Completion, SamplingParams
 from sparring.lm.hub import is_adapter
 from sparring.rollout.base import EngineInfo, check_request, read_completion, request_fields
 from sparring.rollout.http import API_KEY, Api, Lost, is_missing
-from sparring.rollout.identity import read_card, read_served
+from sparring.rollout.identity import Served, read_card, read_served
+from sparring.rollout.images import PromptImages, check_shown, shown
 from sparring.rollout.weights import AdapterReload, FolderReload, WeightPath
 
 T = TypeVar("T")
@@ -49,6 +48,7 @@ class ServerEngine:
         concurrency: requests under way at once, one a prompt; vLLM queues what it can't run.
         retries: times a call is made again after the connection was lost.
         weights: how full weights reach it; None: it reads the folder that it is told.
+        images: the images of prompts; None: prompts are text.
 
     Raises:
         EngineError: no such server there, or not one that was started as is needed.
@@ -66,12 +66,18 @@ class ServerEngine:
         concurrency: int = 256,
         retries: int = 3,
         weights: WeightPath | None = None,
+        images: PromptImages | None = None,
     ) -> None:
         self._api = Api(url, limit=timeout, silence=silence, connections=concurrency)
         self._patience, self._concurrency, self._retries = connect_timeout, concurrency, retries
+        self._images = images
+        self._api.pixels = None if images is None else images.pixels
         self._api.reach(connect_timeout)
         served = self._served = self._surviving(lambda: read_served(self._api, model), "saying what it serves")
-        self.info = EngineInfo(served.card.name, served.card.max_tokens, served.vllm, served.lora, served.cpu)
+        card, seen = served.card, 0 if images is None else served.images
+        if images is not None:
+            self._refuse_other_images(served, images)
+        self.info = EngineInfo(card.name, card.max_tokens, served.vllm, served.lora, served.cpu, seen)
         self._start = FolderReload(served.card.root, cpu=served.cpu)
         self._full, self._adapters = weights or self._start, AdapterReload()
         self._token = f"sparring-{uuid4().hex[:8]}"
@@ -85,8 +91,10 @@ class ServerEngine:
     ) -> list[list[Completion]]:
         """See `base.RolloutEngine.generate`."""
         check_request(self.info, prompts, params)
+        check_shown(self.info.model, self.info.images, prompts)
         if not prompts:
             return []
+        params = params if self._images is None else self._images.params(params)
         asked = n if params.temperature > 0 else 1  # greedy ones are all the same
         whole, rest = divmod(asked, self._served.max_rows)
         counts = [self._served.max_rows] * whole + [rest] * (rest > 0)
@@ -134,8 +142,11 @@ class ServerEngine:
         async def ask(index: int) -> None:
             ids, sampling = fields[index]
             model = self._trained if adapter else self.info.model
-            request = {"model": model, "token_ids": ids, "sampling_params": sampling}
-            answers[index] = await self._answer(request, sampling["n"])
+            prompt: dict[str, Any] = {"token_ids": ids}
+            if self._images is not None and shown(ids):  # decoding and encoding images takes its time
+                prompt = await asyncio.to_thread(self._images.over_http, ids)
+            request = {"model": model, "sampling_params": sampling, **prompt}
+            answers[index] = await self._answer(request, ids, sampling["n"])
 
         async def ask_all() -> None:
             missing = [index for index in range(len(fields)) if index not in answers]
@@ -148,7 +159,7 @@ class ServerEngine:
         self._surviving(settled_and_asked, doing)
         return [answers[index] for index in range(len(fields))]
 
-    async def _answer(self, request: dict[str, Any], n: int) -> list[Completion]:
+    async def _answer(self, request: dict[str, Any], ids: list[int], n: int) -> list[Completion]:
         response = await self._api.ask("inference/v1/generate", request)
         for attempt in range(self._retries):
             if response.status_code != HTTPStatus.TOO_MANY_REQUESTS:
@@ -162,12 +173,16 @@ class ServerEngine:
         if not response.is_success:
             raise self._api.error(f"completions were refused, {refusal(response, API_KEY)}")
         try:
-            return self._read(response, request["model"], n)
+            answer = response.json()
+            completions = self._read(answer, request["model"], n)
         except (ValueError, LookupError, TypeError) as error:
             raise self._api.error(f"an answer without {n} completions ({error}): {response.text[:200]!r}") from error
+        made = answer.get("prompt_token_ids")
+        if self._images is not None and shown(ids) and (wrong := self._images.difference(ids, made)):
+            raise self._api.error(wrong)
+        return completions
 
-    def _read(self, response: httpx.Response, model: str, n: int) -> list[Completion]:
-        answer = response.json()
+    def _read(self, answer: Any, model: str, n: int) -> list[Completion]:
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         if answer["model"] != model or [choice["index"] for choice in choices] != list(range(n)):
             raise ValueError(f"{len(choices)} of {answer['model']}")
@@ -235,6 +250,14 @@ class ServerEngine:
         self._api.post("update_weight_version", {"new_version": label})
 
     # The server
+
+    def _refuse_other_images(self, served: Served, images: PromptImages) -> None:
+        told = {name: served.processing[name] for name in images.pixels if name in served.processing}
+        command = f"start it as\n  {self._api.start_command(cpu=served.cpu)}\n"
+        if not served.images:
+            raise self._api.error(f"reads no images, and prompts show some; serve the vision model, and {command}")
+        if told != {name: images.pixels[name] for name in told}:
+            raise self._api.error(f"resizes images within {told}, the run within {images.pixels}; {command}")
 
     def _identify(self) -> None:
         now = read_card(self._api, self._served.card.name)

@@ -106,7 +106,11 @@ class AdapterReload:
 
 
 def clear_caches(server: Api) -> None:
-    """Forget what the old weights computed."""
+    """Forget what the old weights computed, of images too."""
     answer = server.post("reset_prefix_cache?reset_running_requests=true")
     if not (isinstance(answer, dict) and answer.get("success")):
         raise server.error("can't clear its prefix cache, so old and new weights would mix")
+    if server.pixels is not None:
+        # vLLM's scheduler would go on to count on encoded images that a reload has thrown away.
+        server.post("reset_mm_cache")
+        server.post("reset_encoder_cache")
