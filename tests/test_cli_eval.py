@@ -547,7 +547,8 @@ def test_compare_prints_a_table_or_json_and_draws(here: Path, sets: Path) -> Non
 
 def test_help_names_every_kind() -> None:
     printed = done("eval", "--help").output
-    for name in ("held-out", "win-rate", "alpaca-eval", "gsm8k", "math500", "humaneval", "ifeval", "lm-eval"):
+    own = ("held-out", "win-rate", "alpaca-eval", "gsm8k", "math500", "humaneval", "ifeval", "lm-eval")
+    for name in (*own, "lsr", "vision", "lmms-eval"):
         assert name in printed
         assert done("eval", name, "--help").output.startswith("Usage: ")
 

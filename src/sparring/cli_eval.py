@@ -15,7 +15,9 @@ import click
 from sparring.cli_alpaca import alpaca_eval
 from sparring.cli_evaluated import answered, going_on, is_answers, named, opponent, quiet_screen, subject
 from sparring.cli_judges import Judging, judge_options
+from sparring.cli_perception import lsr
 from sparring.cli_settings import OVERRIDES
+from sparring.cli_vision import lmms_eval, vision
 from sparring.console import debug_option, shown
 
 if TYPE_CHECKING:
@@ -334,3 +336,6 @@ def print_comparison(console: Console, evaluation: Evaluation) -> None:
 for _name, _about in BENCHMARKS.items():
     evaluate.add_command(_benchmark(_name, _about))
 evaluate.add_command(alpaca_eval)
+evaluate.add_command(lsr)
+evaluate.add_command(vision)
+evaluate.add_command(lmms_eval)

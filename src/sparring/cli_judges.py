@@ -6,7 +6,7 @@ Nothing heavy is imported at the top: `sparring --help` imports this module.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 LOCAL = ("local", "reward", "function")
 STYLE = "weighted"
-_OPTIONS = (
+SERVED = (
     click.option("--judge-url", help="OpenAI-compatible endpoint.  [default: OpenAI's]"),
     click.option("--judge-key", metavar="VARIABLE", help="Environment variable with its key."),
+)
+_SHOWN = (
     click.option(
         "--judge-style",
         type=click.Choice(["weighted", "ranked"]),
@@ -34,6 +36,8 @@ _OPTIONS = (
         metavar="FILE",
         help="What a judge model is shown: a file, or alpaca_eval_clf, alpaca_eval.  [default: ours, by style]",
     ),
+)
+ASKED = (
     click.option(
         "--judge-cache", type=click.Path(path_type=Path), help="Kept verdicts.  [default: OUT/verdicts.sqlite]"
     ),
@@ -49,18 +53,21 @@ _OPTIONS = (
     ),
     click.option("--max-calls", type=click.IntRange(min=0), help="Refuse to make more calls than this."),
 )
+Command = Callable[..., Any]
 
 
-def judge_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def judge_options(*, required: bool) -> Callable[[Command], Command]:
     """--judge and what belongs to it: the fields of `Judging`."""
+    about = "Who judges: a model at --judge-url (gpt-4o), local:MODEL, reward:MODEL, or function:FILE.py:NAME."
+    judge = click.option("--judge", metavar="TARGET", required=required, help=about)
+    return lambda command: with_options(command, (judge, *SERVED, *_SHOWN, *ASKED))
 
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(_OPTIONS):
-            command = option(command)
-        about = "Who judges: a model at --judge-url (gpt-4o), local:MODEL, reward:MODEL, or function:FILE.py:NAME."
-        return click.option("--judge", metavar="TARGET", required=required, help=about)(command)
 
-    return add
+def with_options(command: Command, options: Sequence[Callable[[Command], Command]]) -> Command:
+    """A command with these options, in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ class Judging:
         with ExitStack() as stack:
             cache = stack.enter_context(closing(VerdictCache(self.judge_cache or folder / "verdicts.sqlite")))
             if self.kind in ("local", "reward"):
-                _require_model(self.kind, self.target)
+                require_model(self.kind, self.target, "--judge")
                 yield lambda: FrugalJudge(
                     stack.enter_context(closing(self._loaded(config, template))), cache, self.max_calls
                 )
@@ -135,16 +142,10 @@ class Judging:
             yield lambda: FrugalJudge(light, cache, self.max_calls)
 
     def _endpoint(self, template: Template | None) -> Judge:
-        from sparring.evaluation.judges.endpoint import OPENAI, OPENAI_KEY, EndpointJudge
+        from sparring.evaluation.judges.endpoint import OPENAI, EndpointJudge
         from sparring.evaluation.judges.styles import STYLES
 
-        variable = self.judge_key or (OPENAI_KEY if self.judge_url is None else None)
-        if variable is not None and not os.environ.get(variable, "").strip():
-            hint = "; or is it served elsewhere (--judge-url)?" if self.judge_url is None else ""
-            raise click.UsageError(
-                f"--judge {self.judge} needs a key, and the environment variable {variable} is empty: set it, or name "
-                f"another with --judge-key{hint}"
-            )
+        require_key(self.judge, "--judge", self.judge_url, self.judge_key)
         return EndpointJudge(
             self.judge,
             STYLES[self.judge_style or STYLE](),
@@ -184,7 +185,20 @@ class Judging:
         return RewardJudge(built)
 
 
-def _require_model(kind: str, target: str) -> None:
+def require_key(target: str, option: str, url: str | None, key: str | None) -> None:
+    """A missing key is told before anything is answered."""
+    from sparring.evaluation.judges.endpoint import OPENAI_KEY
+
+    variable = key or (OPENAI_KEY if url is None else None)
+    if variable is not None and not os.environ.get(variable, "").strip():
+        hint = "; or is it served elsewhere (--judge-url)?" if url is None else ""
+        raise click.UsageError(
+            f"{option} {target} needs a key, and the environment variable {variable} is empty: set it, or name "
+            f"another with --judge-key{hint}"
+        )
+
+
+def require_model(kind: str, target: str, option: str) -> None:
     """A mistyped model, or one of another kind, is told before anything is answered."""
     from sparring.lm.hub import (
         LoadError,
@@ -205,4 +219,4 @@ def _require_model(kind: str, target: str) -> None:
         else:
             check_language_model(target, read_config(folder), remote_code=False, four_bit=False)
     except LoadError as error:
-        raise LoadError(f"--judge: {error}") from error
+        raise LoadError(f"{option}: {error}") from error

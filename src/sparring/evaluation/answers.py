@@ -18,6 +18,7 @@ from sparring.evaluation.alpaca_eval.records import Record, read_records
 from sparring.evaluation.document import slug
 from sparring.evaluation.judges.local import fingerprint
 from sparring.files import write_json_atomic
+from sparring.images import Picture
 from sparring.lm.hub import find_folder
 from sparring.lm.load import resolve_dtype
 from sparring.models import build_models, locate, resolve_device
@@ -127,19 +128,29 @@ class Answerer:
         folder: where the file goes.
         say: told how it goes.
         n: answers a prompt.
+        opened: what loads the model, where several Answerers share one; None: loaded as the configuration says.
 
     Raises:
         ValueError: no prompts, no such model, or the file was changed by somebody.
     """
 
     def __init__(
-        self, config: RunConfig, role: Role, prompts: Sequence[Prompt], *, folder: Path, say: Said, n: int = 1
+        self,
+        config: RunConfig,
+        role: Role,
+        prompts: Sequence[Prompt],
+        *,
+        folder: Path,
+        say: Said,
+        n: int = 1,
+        opened: Callable[[], TurnSampler] | None = None,
     ) -> None:
         if not prompts:
             raise ValueError("there is nothing to answer: the prompt set is empty")
         self.name, self.seed, self.step = config.model.path, config.seed, 0
         self.file = folder / f"outputs-{slug(self.name)}-{_digest(config, role, prompts, n)}.json"
-        self._config, self._role, self._prompts, self._n, self._say = config, replace(role, weight=0.0), prompts, n, say
+        self._role, self._prompts, self._n, self._say = replace(role, weight=0.0), prompts, n, say
+        self._opened = opened or (lambda: build_sampler(build_models(config, trainable=False), config))
         self._rows = _kept(self.file, prompts, n)
         self._place = 0
         self._sampler: TurnSampler | None = None
@@ -182,7 +193,7 @@ class Answerer:
         if self._sampler is None:
             there = f" ({start} are there)" if start else ""
             self._say(f"{self.name} answers {total} questions{there}")
-            self._sampler = build_sampler(build_models(self._config, trainable=False), self._config)
+            self._sampler = self._opened()
         turns = self._sampler.at(start).sample(self._role, prompts, self._n)  # draws derive from where the part begins
         self._rows = [*self._rows[: start * self._n], *(_row(turn, self.name) for turn in turns)]
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -237,11 +248,19 @@ def _turn(role: Role, prompt: Prompt, row: Mapping[str, Any]) -> Turn:
 
 
 def _digest(config: RunConfig, role: Role, prompts: Sequence[Prompt], n: int) -> str:
-    """Names all that the answers depend on: model, precision, chat template, sampling, seed, prompts."""
+    """Names all that the answers depend on: model, precision, chat template, sampling, seed, prompts; and for pictures,
+    which the prompts hold by their handles, the sizes that they are shown in."""
     model = config.model
     content = fingerprint(find_folder(locate(model.path), model.revision, weights=True))
     template = None if model.chat_template is None else Path(model.chat_template).read_text(encoding="utf-8")
     loaded = [str(resolve_dtype(model.dtype, resolve_device(model.device))), model.engine, model.attention]
     asked = [[dict(message) for message in prompt.messages] for prompt in prompts]
     named = [content, loaded, template, model.template_kwargs, role.name, repr(role.sampling), n, config.seed, asked]
-    return sha256(json.dumps(named, default=str).encode()).hexdigest()[:12]
+    written = json.dumps(named, default=_handle)
+    if '"type": "image"' in written:
+        written += json.dumps(model.vision.model_dump(include={"min_pixels", "max_pixels"}))
+    return sha256(written.encode()).hexdigest()[:12]
+
+
+def _handle(value: object) -> object:
+    return value.handle if isinstance(value, Picture) else str(value)

@@ -15,12 +15,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from sparring.evaluation.comparison import SCHEMA
 
-KINDS = ("held-out", "win-rate", "alpaca-eval", "accuracy", "lm-eval")
+KINDS = ("held-out", "win-rate", "alpaca-eval", "accuracy", "lm-eval", "lmms-eval", "lsr")
 FOLDER = "evaluations"
 """Where a run keeps the evaluations beside its domain's own held-out test."""
 
@@ -36,7 +36,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class Document:
-    """What every kind has in common. `metric` is win_rate (against `base`) or accuracy; settings are the kind's own."""
+    """What every kind has in common. `metric`: win_rate (against `base`), accuracy, or lsr (lower is better); settings
+    are the kind's own."""
 
     kind: str
     name: str
@@ -90,6 +91,19 @@ def read_document(path: Path) -> Document:
         {name: _figure(entry, metric, f"{path}: subsets.{name}") for name, entry in subsets.items()},
         settings,
     )
+
+
+def is_own(model: str, run: Path) -> bool:
+    """Whether an evaluation's model is this run's, from wherever it was named.
+
+    >>> is_own("runs/lsp", Path("/home/runs/lsp")), is_own("runs/lsp/model", Path("/home/runs/lsp"))
+    (True, True)
+    >>> is_own("runs/grpo", Path("/home/runs/lsp"))
+    False
+    """
+    parts = PurePath(model).parts
+    parts = parts[:-1] if parts[-1:] == ("model",) else parts
+    return bool(parts) and run.resolve().parts[-len(parts) :] == parts
 
 
 def slug(name: str) -> str:

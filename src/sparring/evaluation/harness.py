@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+NAME = "the lm-evaluation-harness"
+
 
 @dataclass(frozen=True)
 class HarnessRecord:
@@ -92,7 +94,7 @@ def lm_eval(
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     before = set(folder.glob("results*.json"))
-    _run([sys.executable, "-m", "lm_eval", *command], seconds)
+    run_program(NAME, [sys.executable, "-m", "lm_eval", *command], seconds)
     written = sorted(set(folder.glob("results*.json")) - before)
     if len(written) != 1:
         raise ValueError(f"the lm-evaluation-harness left {len(written)} new results files in {folder}, not one")
@@ -113,13 +115,8 @@ def harness_command(
     seed: int,
 ) -> list[str]:
     """The harness's arguments; see `lm_eval`."""
-    folder = Path(model).resolve()
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{model} is no model's folder: it has no config.json")
-    if any(letter in str(folder) for letter in ",[](){}'\""):
-        raise ValueError(f"the lm-evaluation-harness can't take a path with any of , [ ] ( ) {{ }} or quotes: {folder}")
-    if not tasks or not all(task and not set(task) & set(", \t\n") for task in tasks):
-        raise ValueError(f"tasks must be a list of the harness's task names, not {list(tasks)!r}")
+    folder = model_folder(model, NAME)
+    require_tasks(tasks)
     given = {"--num_fewshot": shots, "--limit": limit, "--device": device}
     options = [part for name, value in given.items() if value is not None for part in (name, str(value))]
     return [
@@ -132,6 +129,26 @@ def harness_command(
         *(["--apply_chat_template"] if chat_template else []),
         *("--output_path", str(Path(output).resolve() / "results.json")),
     ]
+
+
+def model_folder(model: str | Path, program: str) -> Path:
+    """A model's folder as a program takes it within its arguments.
+
+    Raises:
+        ValueError: it is no model's, or has signs in its path that stand for something there.
+    """
+    folder = Path(model).resolve()
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{model} is no model's folder: it has no config.json")
+    if any(letter in str(folder) for letter in ",[](){}'\""):
+        raise ValueError(f"{program} can't take a path with any of , [ ] ( ) {{ }} or quotes: {folder}")
+    return folder
+
+
+def require_tasks(tasks: Sequence[str]) -> None:
+    """Raises ValueError where these are no names of tasks."""
+    if not tasks or not all(task and not set(task) & set(", \t\n") for task in tasks):
+        raise ValueError(f"tasks must be a list of the harness's task names, not {list(tasks)!r}")
 
 
 def read_results(path: Path) -> list[HarnessRecord]:
@@ -159,7 +176,7 @@ def _records(task: str, figures: Any, content: Mapping[str, Any], path: Path) ->
     for name, value in figures.items():
         metric, comma, kind = name.partition(",")
         figure = _number(value)
-        if not comma or metric.endswith("_stderr") or figure is None:
+        if not comma or "_stderr" in metric or figure is None:  # lmms-eval has several of them
             continue
         items = _of(content, "n-samples", task)
         shots, version = _of(content, "n-shot", task), _of(content, "versions", task)
@@ -185,8 +202,8 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _run(command: Sequence[str], seconds: float | None) -> None:
-    """Run it to its end, its output kept for the error's message.
+def run_program(program: str, command: Sequence[str], seconds: float | None) -> str:
+    """Run it to its end; gives the end of what it said, which an error's message has too.
 
     Raises:
         RuntimeError: see `lm_eval`.
@@ -194,7 +211,8 @@ def _run(command: Sequence[str], seconds: float | None) -> None:
     try:
         ended = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"the lm-evaluation-harness took longer than {seconds:g} seconds") from error
+        raise RuntimeError(f"{program} took longer than {seconds:g} seconds") from error
+    said = (ended.stderr or ended.stdout).strip()[-2000:]
     if ended.returncode != 0:
-        said = (ended.stderr or ended.stdout).strip()[-2000:]
-        raise RuntimeError(f"the lm-evaluation-harness failed (exit status {ended.returncode}): {said}")
+        raise RuntimeError(f"{program} failed (exit status {ended.returncode}): {said}")
+    return said

@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from sparring.evaluation.document import FOLDER, Document, Figure, read_document
+from sparring.evaluation.document import FOLDER, Document, Figure, is_own, read_document
 from sparring.evaluation.tables import percent, plain_table
 
 OVERALL = "overall"
@@ -138,11 +138,13 @@ def evaluation_files(path: Path) -> list[Path]:
 def _documents(path: Path) -> dict[str, Document]:
     """A path's evaluations by name."""
     if path.is_file():
-        found = read_document(path)
-        return {found.name: found}
+        one = read_document(path)
+        return {one.name: one}
     if not path.is_dir():
         raise ValueError(f"{path}: neither a run, nor a folder or file of evaluations")
-    documents = [read_document(file) for file in evaluation_files(path)]
+    # Others' results may lie there too (the start's): where names are the same, the run's own stands for it.
+    found = [read_document(file) for file in evaluation_files(path)]
+    documents = sorted(found, key=lambda one: is_own(one.model, path))
     if not documents:
         raise ValueError(f"{path} holds no evaluation: `sparring eval` makes them")
     return {document.name: document for document in documents}

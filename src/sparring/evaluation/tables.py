@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.markup import escape
@@ -11,6 +12,10 @@ from rich.table import Table
 from sparring.evaluation.benchmarks import BenchmarkReport
 from sparring.evaluation.harness import HarnessRecord
 from sparring.evaluation.winrate import WinRates
+
+if TYPE_CHECKING:
+    from sparring.evaluation.benchmarks.vision import VisionReport
+    from sparring.evaluation.perception import Perception
 
 
 def plain_table(title: str, headings: Iterable[str]) -> Table:
@@ -78,9 +83,56 @@ def accuracy_table(report: BenchmarkReport, model: str) -> Table:
     return result
 
 
-def harness_table(records: Sequence[HarnessRecord]) -> Table:
-    """The harness's figures, as it gives them."""
-    result = plain_table("lm-evaluation-harness", ("metric", "filter", "n", "value", "± standard error"))
+def lsr_table(rows: Sequence[tuple[str, Perception]]) -> Table:
+    """Models by what they see: a row each."""
+    headings = ("n", "LSR, lower is better\n[95 % interval]", "accuracy\n[95 % interval]", "sees\nenough", "reader")
+    result = plain_table("Language Shortcut Rate", headings)
+    for label, one in rows:
+        reader = one.reader["all"]
+        result.add_row(
+            escape(label),
+            str(one.n),
+            percent(one.lsr.value, one.lsr.ci95),
+            percent(one.accuracy.value, one.accuracy.ci95),
+            f"{one.sufficient.value:.1%}",
+            "" if reader is None else f"{reader.value:.1%}",
+        )
+    unread = [f"{label}: {_unread(one)}" for label, one in rows if one.unread]
+    if unread:
+        result.caption, result.caption_justify = escape("; ".join(unread)), "left"
+    return result
+
+
+def vision_table(reports: Mapping[str, VisionReport]) -> Table:
+    """Benchmarks by models; parts under their benchmark."""
+    result = plain_table("accuracy [95 % interval]", ("n", *map(escape, reports)))
+    first = next(iter(reports.values()))
+    for name in first.benchmarks:
+        whole, _, part = name.partition("/")
+        shares = [report.accuracy(name) for report in reports.values()]
+        cells = [percent(share.value, share.ci95) for share in shares]
+        result.add_row(f"  {escape(part)}" if part else escape(whole), str(shares[0].n), *cells)
+    result.add_section()
+    overall = [report.to_json()["overall"] for report in reports.values()]
+    cells = [percent(one["accuracy"], None) for one in overall]
+    result.add_row("mean of benchmarks", str(overall[0]["n"]), *cells, style="bold")
+    unread = {path: sum(o.unread for found in report.sets.values() for o in found) for path, report in reports.items()}
+    told = [
+        f"{path}: {number} answers without a verdict, counted as wrong" for path, number in unread.items() if number
+    ]
+    if told:
+        result.caption, result.caption_justify = escape("; ".join(told)), "left"
+    return result
+
+
+def _unread(one: Perception) -> str:
+    low, high = one.bounds
+    return f"{one.unread} descriptions without a verdict; whatever it were, LSR is in {low:.1%} to {high:.1%}"
+
+
+def harness_table(records: Sequence[HarnessRecord], title: str = "lm-evaluation-harness") -> Table:
+    """A harness's figures, as it gives them."""
+    result = plain_table(title, ("metric", "filter", "n", "value", "± standard error"))
     for row in records:
         result.add_row(
             escape(row.task),
