@@ -8,7 +8,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo demo-quick test test-slow test-vllm lint types experiment experiment-quick benchmark wheel clean
+.PHONY: help demo demo-quick demo-vision demo-vision-quick test test-slow test-vllm lint types experiment experiment-quick benchmark wheel clean
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 20
 
@@ -16,6 +16,10 @@ demo: $(VENV)/.run          ## train the shipped model against itself; a table a
 	$(BIN)/sparring demo
 demo-quick: $(VENV)/.run    ## the demo in a short form, as CI runs it
 	$(BIN)/sparring demo --steps 8 evaluation.final_n=100
+demo-vision: $(VENV)/.run   ## a tiny model that sees: answers alone and Vision-SR1 from one start, compared
+	$(BIN)/sparring demo-vision
+demo-vision-quick: $(VENV)/.run  ## the same in a short form, as CI runs it
+	$(BIN)/sparring demo-vision --steps 8 evaluation.final_n=100
 test: $(VENV)/.test         ## the tests, under ten minutes on two cores
 	$(BIN)/pytest -n 2 -m "not slow and not vllm" tests src
 test-slow: $(VENV)/.test    ## the tests that take longer

@@ -132,6 +132,44 @@ def test_scaling(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_vision_measures_the_second_pass_and_shared_prompts(tmp_path: Path) -> None:
+    run("vision.py", "--steps", "2", "--json", str(tmp_path / "vision.json"))
+    figures = json.loads((tmp_path / "vision.json").read_text())
+    played, alone = figures["pictures"], figures["pictures-answer-only"]
+    assert 0 < played["reader_share"] < 1
+    assert alone["reader"] < 0.01
+    for one in (played, alone):  # each picture once a set of weights: to sample, and at most once more to learn from
+        assert one["encoded_policy"] == one["images"]
+        assert one["encoded_update"] <= one["images"]
+        assert one["encoded_frozen"] <= one["images"]
+    assert set(figures["shared_prompts"]["ratio"]) == {"generate", "learn"}
+
+
+def test_the_vision_experiments_table_by_hand() -> None:
+    from vision_experiment import table
+
+    def result(accuracy: float, lsr: float, seconds: float = 1.0) -> dict[str, object]:
+        one = {"accuracy": accuracy, "lsr": lsr, "sufficient": 0.5}
+        return {"seconds": seconds, "figures": {"0.0": one, "1.0": one}}
+
+    found = {
+        "start": {0: result(0.8, 0.2)},
+        "answer-only": {1: result(0.9, 0.2, 3.0), 2: result(1.0, 0.1, 5.0)},
+        "vision-sr1": {1: result(0.9, 0.1), 2: result(1.0, 0.06)},
+    }
+    text = table(found)
+    assert "| answer-only | 2 | 0.950 ± 0.071 | 0.150 ± 0.071 | 0.500 ± 0.000 |" in text
+    assert "| start | 1 | 0.800 | 0.200 | 0.500 |" in text
+    assert "- answer-only: 4 ± 1" in text
+    # t with one degree of freedom: 12.706 · sd / √2 around the mean.
+    assert "T = 0.0, vision-sr1: accuracy above the start +0.150 [-0.485, +0.785]" in text
+    assert (
+        "LSR above answer-only's -0.070 [-0.451, +0.311], at most half of it in 1 of 2 seeds (largest share 0.60)"
+        in text
+    )
+
+
+@pytest.mark.slow
 def test_the_experiment_resumes_run_by_run(tmp_path: Path) -> None:
     arguments = ["--out", str(tmp_path), "--seeds", "1", "--steps", "1", "--seconds", "0.1", "--long", "0"]
     run("experiment.py", *arguments, "--items", "100", "--json", str(tmp_path / "rows.json"))

@@ -22,6 +22,7 @@ def test_the_place_exists(place: str) -> None:
     thing = importlib.import_module(path.removeprefix("src/").removesuffix(".py").replace("/", "."))
     for part in name.split("."):
         thing = getattr(thing, part)
+    thing = inspect.unwrap(getattr(thing, "__func__", thing))
     assert inspect.isfunction(thing)
     source = inspect.getsourcefile(thing)
     assert source is not None and Path(source) == ROOT / path, f"{name} is defined in {source}"

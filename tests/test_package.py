@@ -27,7 +27,7 @@ def test_the_wheel_holds_model_prompts_and_page(wheel: Path) -> None:
     for path in (ROOT / "src" / "sparring").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert path.relative_to(ROOT / "src").as_posix() in names
-    assert "sparring/arena/model/model.safetensors" in names
+    assert {f"sparring/{world}/model/model.safetensors" for world in ("arena", "pictures")} <= names
     assert wheel.stat().st_size < 8 * 2**20
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
 

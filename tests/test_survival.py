@@ -84,7 +84,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 # --- killed ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "every", "kills"), [("lsp", 1, 4), ("lsp", 3, 3), ("lsp-zero", 2, 2), ("grpo", 1, 2)])
+@pytest.mark.parametrize(
+    ("name", "every", "kills"), [("lsp", 1, 4), ("lsp", 3, 3), ("lsp-zero", 2, 2), ("grpo", 1, 2), ("vision-sr1", 2, 3)]
+)
 def test_kill_9_at_random_moments_changes_nothing(
     name: str, every: int, kills: int, tmp_path: Path, uninterrupted: Callable[..., Path]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,57 @@ def test_a_question_without_a_picture_is_paid_for_answer_and_form() -> None:
     _, turns, payoffs = played([said("nothing", "4"), said("nothing", "5")], [], rows=rows, n_answers=2)
     assert [payoffs[turn].total for turn in turns] == pytest.approx([1.0, 0.1])
     assert turns[0].prompt.messages[-1]["content"] == "2 + 2?"
+
+
+ASKED_MORE = Row(
+    "what colour?",
+    columns={
+        "answer": "red",
+        "also": [{"question": "what thing?", "answer": "ball"}, {"question": "how big?", "answer": "small"}],
+    },
+    images=(png(1),),
+)
+
+
+def test_further_questions_share_the_visual_part() -> None:
+    replies = [said("a red ball", "red"), said(None, "red"), said("red", "red")]
+    read = [r"\boxed{red}", r"\boxed{ball}", r"\boxed{?}", r"\boxed{red}", r"\boxed{cat}", r"\boxed{big}"]
+    settings: dict[str, Any] = {"rows": [ASKED_MORE], "extra_questions": 2, "n_answers": 3}
+    vision, turns, payoffs = played(replies, read, **settings)
+    seen, readers = of_role(turns, PERCEIVER), of_role(turns, READER)
+    asked = [turn.prompt.messages[-1]["content"] for turn in readers]
+    assert asked[:3] == ["a red ball | what colour?", "a red ball | what thing?", "a red ball | how big?"]
+    assert [turn.prompt.info["answer"] for turn in readers] == ["red", "ball", "small"] * 2
+    # The third reply can't be judged: the share is of the two that can.
+    assert [payoffs[turn].parts["visual"] for turn in seen] == pytest.approx([1.0, 0.0, 1 / 3])
+    assert vision.metrics(turns, payoffs)["vision/reader/all"] == pytest.approx((1 + 0 + 1 / 3) / 3)
+
+
+def test_fewer_further_questions_than_wanted_are_asked_as_they_are_and_none_by_default() -> None:
+    replies, read = [said("a red ball", "red")], [r"\boxed{red}"] * 3
+    counts = {
+        wanted: len(of_role(played(replies, read, rows=[ASKED_MORE], extra_questions=wanted, n_answers=1)[1], READER))
+        for wanted in (0, 1, 9)
+    }
+    assert counts == {0: 1, 1: 2, 9: 3}
+
+
+def test_a_trained_reader_is_compared_question_by_question() -> None:
+    reader = replace(READER, weight=1.0, sampling=replace(READER.sampling, temperature=1.0))
+    replies, read = [said("a", "red"), said("b", "red")], [r"\boxed{red}", r"\boxed{ball}"] * 2
+    vision = game([ASKED_MORE], extra_questions=1, n_answers=2, reader=reader)
+    turns = vision.play(ScriptedSampler({"perceiver": replies, "reader": read}))
+    groups = [
+        [str(turn.prompt.info["query_text"]) for turn in group] for group in vision.groups(turns, vision.payoffs(turns))
+    ]
+    assert sorted(groups) == [["what colour?"] * 2, ["what colour?"] * 2, ["what thing?"] * 2]  # one the perceiver's
+
+
+@pytest.mark.parametrize("also", ["what?", [{"answer": "red"}], [3], {"question": "what?"}])
+def test_further_questions_of_another_form_are_named(also: Any) -> None:
+    row = Row("what colour?", columns={"answer": "red", "also": also}, images=(png(1),))
+    with pytest.raises(ValueError, match=r"the row that asks 'what colour\?'.*column also must be a list"):
+        played([said("a", "red")], [], rows=[row], extra_questions=1, n_answers=1)
 
 
 def test_what_can_not_be_judged_goes_unpaid() -> None:

@@ -18,6 +18,7 @@ from conftest import Recorder, untimed
 from ranks import on_ranks
 from sparring.config import ConfigError, resolve
 from sparring.data import load_prompts
+from sparring.data_held import Spooled
 from sparring.games.vision import Decoupled, Vision
 from sparring.recipes import recipe
 from sparring.run import assemble, resume, train
@@ -81,7 +82,7 @@ def config(model: Path, data: Path, *more: str) -> RunConfig:
         "checkpoint.every=2",
         "health.on_alarm=go_on",
     )
-    return resolve(recipe("vision-sr1"), None, (*given, *more))
+    return resolve(recipe("vision-sr1", "paper"), None, (*given, *more))
 
 
 def described(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,13 +213,16 @@ def test_parquet_as_the_hub_has_it(data: Path, tmp_path: Path) -> None:
     rows = [{"problem": "<image>what?", "answer": "A", "images": [held], "problem_type": "multiple choice"}]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     (row,) = load_prompts(str(tmp_path / "rows.parquet")).rows
-    assert row.images == (held["bytes"],)
+    (image,) = row.images
+    assert isinstance(image, Spooled)
+    assert image.read() == held["bytes"]
 
 
 def test_a_broken_picture_is_named_and_left_out(
     models: Mapping[str, Path], data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no image")
+    whole = (data / "a.png").read_bytes()
+    (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2])  # its header is good
     rows = [{"problem": "x?", "answer": "A", "images": ["broken.png"]}, {"problem": "y?", "answer": "A"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = config(models["qwen2.5"], data, f"game.prompts={tmp_path / 'rows.jsonl'}", "game.n_queries=2", "steps=1")

@@ -152,6 +152,8 @@ def build_game(config: RunConfig, ranks: Ranks = ALONE) -> Game:
             "folder or hub id) or a function (game.reward.function: package.module:function or file.py:function)"
         )
     if game.kind == "grpo":
+        if domain.name == "pictures":
+            raise ValueError("GRPO doesn't look at pictures: set game.kind=vision and game.perception.visual_weight=0")
         return Dataset(
             solver=solver_role(game, domain),
             prompts=_prompts(game, domain),
@@ -177,7 +179,8 @@ def _vision(game: GameConfig, domain: Domain, reward: Reward) -> Vision:
         reward=reward,
         n_queries=game.n_queries,
         n_answers=game.n_answers,
-        reader=make_role("reader", domain.reader, game.reader, p.reader_weight, ("query", "description")),
+        reader=reader_role(game, domain),
+        extra_questions=p.extra_questions,
         accuracy_weight=p.accuracy_weight,
         visual_weight=p.visual_weight,
         format_weight=p.format_weight,
@@ -209,6 +212,10 @@ def domain_named(name: str) -> Domain:
         from sparring.arena.domain import ARENA
 
         return ARENA
+    if name == "pictures":
+        from sparring.pictures.domain import PICTURES
+
+        return PICTURES
     from sparring.text import TEXT
 
     return TEXT
@@ -219,6 +226,12 @@ def solver_role(game: GameConfig, domain: Domain) -> Role:
     if game.kind == "vision":
         return make_role("perceiver", domain.perceiver, game.solver, needs=("query",))
     return make_role("solver", domain.solver, game.solver, needs=("query",))
+
+
+def reader_role(game: GameConfig, domain: Domain) -> Role:
+    """The reader of Vision-SR1: answers from a description alone."""
+    weight = game.perception.reader_weight
+    return make_role("reader", domain.reader, game.reader, weight, needs=("query", "description"))
 
 
 def make_role(name: str, template: str, settings: RoleConfig, weight: float = 1.0, needs: tuple[str, ...] = ()) -> Role:
@@ -306,7 +319,9 @@ def resolved_reward(settings: RewardConfig, model_device: str) -> RewardConfig:
 
 def _prompts(game: GameConfig, domain: Domain) -> PromptSet:
     if game.prompts is None:
-        raise ValueError(f"game.kind is {game.kind}: game.prompts must name a prompt file, arena:easy or arena:hard")
+        raise ValueError(
+            f"game.kind is {game.kind}: game.prompts must name a prompt file, arena:easy, arena:hard or pictures:train"
+        )
     prefix, colon, name = game.prompts.partition(":")
     if colon and prefix == domain.name and domain.prompt_set is not None:
         return domain.prompt_set(name)
@@ -316,11 +331,17 @@ def _prompts(game: GameConfig, domain: Domain) -> PromptSet:
         subset=game.prompt_subset,
         column=game.prompt_column,
         revision=game.prompt_revision,
+        max_pixels=game.prompt_pixels,
     )
 
 
 def _lsp_settings(game: GameConfig, domain: Domain, reward: Reward) -> dict[str, Any]:
     c = game.challenge
+    if domain.read_query is None:
+        raise ValueError(
+            f"the {domain.name} domain has no Challenger, so game.kind={game.kind} can't be played there: "
+            "set game.kind=vision, or another game.domain"
+        )
     if c.payoff == "frontier" and game.reward.model is not None and game.reward.scale != "sigmoid":
         raise ValueError(
             f"game.challenge.payoff=frontier needs a reward in [0, 1], and game.reward.scale is {game.reward.scale}: "
@@ -361,5 +382,6 @@ def _quality(game: GameConfig, domain: Domain) -> Quality:
         if domain.rubric is None:
             raise ValueError(f"the {domain.name} domain has no rubric by program: set game.quality.source=reference")
         return ProgramQuality(domain.rubric)
+    assert domain.parse_grade is not None  # whoever has a Challenger has a grader
     grader = make_role("grader", domain.grader, game.grader, weight=0.0, needs=("query", "answer"))
     return ReferenceQuality(grader, domain.parse_grade, game.quality.samples)

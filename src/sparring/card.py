@@ -13,6 +13,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sparring.files import write_json_atomic, write_text_atomic
+from sparring.shipped import is_shipped
 
 Stage = Mapping[str, Any]
 
@@ -117,7 +118,7 @@ def _hub_id(name: Any) -> str | None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    if not isinstance(name, str) or name == "arena" or Path(name).exists():
+    if not isinstance(name, str) or is_shipped(name) or Path(name).exists():
         return None
     try:
         validate_repo_id(name)
@@ -133,7 +134,7 @@ def _adapter(model_folder: Path) -> dict[str, Any]:
 
 
 def _last_part(start: str) -> str:
-    return "The arena's model" if start == "arena" else start.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return f"The {start} model" if is_shipped(start) else start.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def _told(stage: Stage) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import sparring
+from sparring.cli_data import data
+from sparring.cli_demo_vision import demo_vision
 from sparring.cli_engines import plan, serve_command
 from sparring.cli_eval import compare, evaluate, print_comparison
 from sparring.cli_report import report, samples
@@ -113,13 +115,13 @@ def train(*, out: Path | None, resume: Path | None, dry_run: bool, **options: An
     _play_new(config, out or _new_folder(config.recipe))
 
 
-for _command in (sft, evaluate, compare, report, samples, plan, serve_command):
+for _command in (demo_vision, sft, evaluate, compare, report, samples, plan, serve_command, data):
     main.add_command(_command)
 
 
 @main.command(short_help="List recipes and settings.")
 @click.argument("name", required=False)
-@click.option("--preset", help="Variant of the recipe.  [default: arena]")
+@click.option("--preset", help="Variant of the recipe.  [default: its first]")
 @click.option("--settings", is_flag=True, help="Every setting with its value and meaning.")
 @debug_option
 def recipes(name: str | None, preset: str | None, settings: bool) -> None:
@@ -252,11 +254,15 @@ def _next_steps(run: Path, name: str) -> list[tuple[str, str]]:
     if config.game.domain == "arena":
         again = command("eval", name, "--seed", "3") + "   (the same comparison on other questions)"
         return [("Next", command("train", "lsp", "--init", name) + go_on), ("", again)]
+    if config.game.domain == "pictures":
+        again = command("train", "vision-sr1", "--init", name) + go_on
+        return [("Next", command("eval", "lsr", name) + "   (how often it is right without having seen)"), ("", again)]
     reward = config.game.reward
     target = reward.model or reward.function
     given = ("--reward", shown(Path(target)) if Path(target).exists() else target) if target else ()
     preset = config.preset if config.preset.startswith("paper") else "paper"
-    return [("Next", command("train", "lsp", "--preset", preset, "--init", name, *given) + go_on)]
+    recipe = "vision-sr1" if config.game.kind == "vision" else "lsp"
+    return [("Next", command("train", recipe, "--preset", preset, "--init", name, *given) + go_on)]
 
 
 def _domain(run: Path) -> str:

@@ -16,7 +16,7 @@ OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _OPTIONS = (
     click.argument("recipe", required=False),
     OVERRIDES,
-    click.option("--preset", help="Variant of the recipe.  [default: arena]"),
+    click.option("--preset", help="Variant of the recipe.  [default: its first]"),
     click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of settings, over the recipe's."),
     click.option("--init", metavar="MODEL_OR_RUN", help="Start from this model folder, run or hub id (model.path)."),
     click.option(

@@ -1,15 +1,18 @@
 """What a game is about: tasks to ask for, how a query is read, how an answer and an exchange are judged.
 
-The arena (`sparring.arena.domain`) and plain text (`sparring.text`) are the two domains shipped.
+The arena (`sparring.arena.domain`), pictures (`sparring.pictures.domain`) and plain text (`sparring.text`) are the
+domains shipped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from sparring.data import PromptSet
+from sparring.data_held import Held
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Rubric(Protocol):
 
 @dataclass(frozen=True)
 class TestItem:
-    """One held-out question. `subset` is its path, widest first: ("hard", "reverse"); images: encoded bytes."""
+    """One held-out question. `subset` is its path, widest first: ("hard", "reverse"); images: unopened."""
 
     __test__ = False  # no test for pytest to collect
 
@@ -70,12 +73,36 @@ class TestItem:
     subset: tuple[str, ...]
     query: str
     columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    images: tuple[bytes, ...] = ()
+    images: tuple[Path | bytes | Held, ...] = ()
 
 
 @dataclass(frozen=True)
+class Described:
+    """What a grader of perception is given: a question, what a model said of the picture, and the right answer."""
+
+    question: str
+    description: str
+    gold: str
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class SufficiencyGrader(Protocol):
+    """Whether the right answer can be had from each description alone; None where no verdict could be read."""
+
+    def __call__(self, asked: Sequence[Described]) -> list[bool | None]: ...
+
+
+class Faithfulness(Protocol):
+    """How true descriptions of held-out pictures are, as named figures; None where there is nothing to count."""
+
+    def __call__(
+        self, items: Sequence[TestItem], described: Sequence[str | None]
+    ) -> Mapping[str, Mapping[str, float | None]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class Domain:
-    """Everything a game asks of its subject.
+    """Everything a game asks of its subject. What a domain has no use for is left empty.
 
     challenger, solver, grader: the roles' prompts (Jinja: task and template; query; query and answer).
     perceiver, reader: those of Vision-SR1 (query; query and description).
@@ -84,15 +111,16 @@ class Domain:
     reward: R(q, a) where the domain can verify answers; rubric: R_Q by program; None where it has none.
     prompt_set: named prompt sets ("arena:easy"); tests: (seed, items a split) → held-out items.
     refuse_copies: whether a query that repeats another of its batch is invalid.
+    sufficient, faithful: descriptions judged by program.
     """
 
     name: str
-    challenger: str
     solver: str
-    grader: str
-    tasks: tuple[Task, ...]
-    read_query: QueryReader
-    parse_grade: Callable[[str], float | None]
+    challenger: str = ""
+    grader: str = ""
+    tasks: tuple[Task, ...] = ()
+    read_query: QueryReader | None = None
+    parse_grade: Callable[[str], float | None] | None = None
     reward: Callable[..., Any] | None = None
     rubric: Rubric | None = None
     prompt_set: Callable[[str], PromptSet] | None = None
@@ -101,3 +129,5 @@ class Domain:
     refuse_copies: bool = False
     perceiver: str = ""
     reader: str = ""
+    sufficient: SufficiencyGrader | None = None
+    faithful: Faithfulness | None = None

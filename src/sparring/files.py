@@ -34,8 +34,10 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object], *, sync: bool = True) -> None:
     """Let `write` fill a file beside `path`, then put it in place: readers see the old file or the new.
+
+    sync: wait until the disk holds it. Without, a killed process still leaves no half of it, but a power cut may.
 
     Raises RunFolderError, the old file untouched, where the disk refuses.
     """
@@ -43,9 +45,11 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(aside)
-        fsync_path(aside)
+        if sync:
+            fsync_path(aside)
         aside.replace(path)
-        fsync_path(path.parent)
+        if sync:
+            fsync_path(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
     finally:

@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparring import prompts
-from sparring.arena import model_path
 from sparring.images import ImageStore
 from sparring.lm.base import LanguageModel
 from sparring.lm.load import Saved, load_tokenizer, resolve_dtype
@@ -22,6 +21,7 @@ from sparring.parallel.placement import placement
 from sparring.parallel.ranks import ALONE, Ranks
 from sparring.rendering import Renderer
 from sparring.settings import ModelConfig, RunConfig
+from sparring.shipped import is_shipped, shipped_folder
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,9 @@ def _weights(
 
 
 def locate(path: str) -> str | Path:
-    """A model's folder: the shipped one for `arena`, a run's exported model for a run folder, else as given."""
-    if path == "arena":
-        return model_path()
+    """A model's folder: a shipped one by its name, a run's exported model for a run folder, else as given."""
+    if is_shipped(path):
+        return shipped_folder(path)
     folder = Path(path)
     if (folder / "config.yaml").is_file():
         if not (folder / "model").is_dir():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sparring.data_records import matching
 from sparring.settings import RoleConfig, RunConfig
+from sparring.shipped import is_shipped
 
 
 def anchored(config: RunConfig) -> RunConfig:
-    """The same configuration with every local path absolute. Hub ids, `arena` and module targets stay as they are."""
+    """The same configuration with every local path absolute. Hub ids, shipped models and module targets stay."""
     model, game = config.model, config.game
     model = model.model_copy(
         update={
@@ -39,12 +41,13 @@ def _role(role: RoleConfig) -> RoleConfig:
 
 
 def _folder(path: str | None) -> str | None:
-    # "arena" is the shipped model even where a folder of that name lies about.
-    return path if path is None or path == "arena" or not Path(path).is_dir() else str(Path(path).absolute())
+    return path if path is None or is_shipped(path) or not Path(path).is_dir() else str(Path(path).absolute())
 
 
 def _file(path: str | None) -> str | None:
-    return path if path is None or not Path(path).is_file() else str(Path(path).absolute())
+    """A file, or a pattern that names some."""
+    there = path is not None and (Path(path).is_file() or matching(path))
+    return str(Path(path).absolute()) if path is not None and there else path
 
 
 def _target(target: str | None) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+from sparring.gallery import name_of, pictures_in
 from sparring.types import Advantages, Payoffs, Turn, text_of
 
 
@@ -37,7 +38,10 @@ class Clock:
 def turn_rows(
     turns: Sequence[Turn], payoffs: Payoffs, advantages: Advantages, trained: Collection[Turn]
 ) -> list[dict[str, Any]]:
-    """Turns as rows of a table: one a turn, parents by index. trained: those the update saw."""
+    """Turns as rows of a table: one a turn, parents by index. trained: those the update saw.
+
+    A turn whose prompt shows pictures has `images` besides: their names, see `gallery`.
+    """
     index = {turn: number for number, turn in enumerate(turns)}
     return [
         {
@@ -56,9 +60,15 @@ def turn_rows(
             "advantage": advantages.get(turn),
             "trained": turn in trained,
             "info": json.dumps(dict(turn.info), default=_plain),
+            **_images(turn),
         }
         for turn in turns
     ]
+
+
+def _images(turn: Turn) -> dict[str, list[str]]:
+    names = [name_of(picture) for picture in pictures_in(turn.prompt)]
+    return {"images": names} if names else {}
 
 
 def _plain(value: Any) -> Any:

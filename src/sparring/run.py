@@ -60,14 +60,14 @@ def train(
     """
     folder = RunFolder(out)
     with connected() as ranks, folder:
-        observer = _heard(observer, ranks)
+        observer = observer_of(observer, ranks)
         config = ranks.first("making the run's folder", lambda: _begun(folder, config, game))
         try:
             parts = assemble(config, folder, game=game, observer=observer, ranks=ranks)
         except BaseException:
             # Nothing was trained: a folder left behind would only refuse the next attempt.
             if ranks.leads:
-                _withdraw(folder)
+                withdraw(folder)
             raise
         return _finish(parts, folder, observer)
 
@@ -80,7 +80,7 @@ def resume(out: Path, *, game: Game | None = None, observer: Observer | None = N
     """
     folder = RunFolder(out)
     with connected() as ranks, folder:
-        observer = _heard(observer, ranks)
+        observer = observer_of(observer, ranks)
         config = ranks.first("opening the run's folder", lambda: _opened(folder, game))
         parts = assemble(config, folder, game=game, observer=observer, ranks=ranks)
         return _finish(parts, folder, observer)
@@ -115,7 +115,7 @@ def read_config(folder: RunFolder) -> RunConfig:
 
 
 def _begun(folder: RunFolder, config: RunConfig, game: Game | None) -> RunConfig:
-    config = anchored(_resolved(config))
+    config = anchored(pinned(config))
     folder.create(config.to_yaml(), lineage(config, _game_name(config, game)))
     return config
 
@@ -126,7 +126,8 @@ def _opened(folder: RunFolder, game: Game | None) -> RunConfig:
     return read_config(folder)
 
 
-def _heard(observer: Observer | None, ranks: Ranks) -> Observer:
+def observer_of(observer: Observer | None, ranks: Ranks) -> Observer:
+    """The observer on the rank that tells; silence on the others, and where there is none."""
     return observer if observer is not None and ranks.leads else Silent()
 
 
@@ -141,7 +142,7 @@ def _require_same_game(folder: RunFolder, game: Game | None) -> None:
         raise ValueError(f"{folder.path} was started with the game {played}: resume it with that one, not {given}")
 
 
-def _resolved(config: RunConfig) -> RunConfig:
+def pinned(config: RunConfig) -> RunConfig:
     """With what `auto` and 0 stand for here: a resumed run must compute as it began, to the bit."""
     device = resolve_device(config.model.device)
     dtype = resolve_dtype(config.model.dtype, device)
@@ -193,7 +194,7 @@ def assemble(
     watched = held_out(config, DEVELOPMENT_SEED, config.evaluation.n)
     match = held_out(config, MATCH_SEED, config.health.match_n)
     trackers: list[Tracker] = []
-    ranks.first("opening the trackers", lambda: trackers.extend(_trackers(config, folder, observer.said)))
+    ranks.first("opening the trackers", lambda: trackers.extend(open_trackers(config, folder, observer.said)))
     trainer = Trainer(
         game=game,
         sampler=sampler,
@@ -223,7 +224,7 @@ def assemble(
     return Assembly(config, models, sampler, trainer)
 
 
-def _withdraw(folder: RunFolder) -> None:
+def withdraw(folder: RunFolder) -> None:
     """Take a run back that never began; the folder goes too where nothing else lies in it."""
     for path in (folder.config, folder.lineage):
         path.unlink(missing_ok=True)
@@ -242,18 +243,19 @@ def _finish(parts: Assembly, folder: RunFolder, observer: Observer) -> Evaluatio
     finally:
         parts.trainer.game.close()
         parts.sampler.close()
-    parts.models.ranks.first("telling the story", lambda: _tell(folder, steps_done, evaluation))
+    parts.models.ranks.first("telling the story", lambda: tell_story(folder, steps_done, evaluation))
     return evaluation
 
 
-def _tell(folder: RunFolder, steps_done: int, evaluation: Evaluation | None) -> None:
+def tell_story(folder: RunFolder, steps_done: int, evaluation: Evaluation | None) -> None:
+    """Write what came of a finished run into its lineage and its model's card."""
     record = None if evaluation is None else json.loads(folder.evaluation.read_text(encoding="utf-8"))
     story = finish_stage(folder.read_lineage(), steps_done=steps_done, metrics=folder.read_metrics(), evaluation=record)
     folder.write_lineage(story)
     write_model_card(folder.model, story)
 
 
-def _trackers(config: RunConfig | SFTConfig, folder: RunFolder, say: Callable[[str], None]) -> list[Tracker]:
+def open_trackers(config: RunConfig | SFTConfig, folder: RunFolder, say: Callable[[str], None]) -> list[Tracker]:
     """The run's trackers, going on where an earlier part of the run stopped."""
     if set(config.trackers) <= {AUTO}:  # none, or not chosen: a run that nobody began by `train`
         return []

@@ -4,7 +4,7 @@ config.yaml      the resolved configuration          lineage.json   model, stage
 metrics.jsonl    one line per step                   evaluation.json, report.html
 rolled-back.jsonl  the lines of steps that the run went back before
 turns/step-000012.parquet                            checkpoints/step-000012/
-model/           the final export
+pictures/        those that the turns show           model/          the final export
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ class RunFolder:
     @property
     def turns(self) -> Path:
         return self.path / "turns"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
 
     @property
     def checkpoints(self) -> Path:
@@ -191,7 +195,7 @@ class RunFolder:
 
     def clear_leftovers(self) -> None:
         """Remove what killed processes were writing."""
-        for aside in self.path.glob(".*.tmp-*"):
+        for aside in (*self.path.glob(".*.tmp-*"), *self.pictures.glob(".*.tmp-*")):
             aside.unlink(missing_ok=True)
 
     def set_aside_metrics(self, after_step: int) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import sparring
 from sparring.runfolder import RunFolder
+from sparring.shipped import is_shipped
 
 if TYPE_CHECKING:
     from sparring.settings import RunConfig
@@ -83,7 +84,7 @@ def finish_stage(
 
 
 def _earlier(path: str) -> list[dict[str, Any]]:
-    if path == "arena" or not Path(path).is_dir():
+    if is_shipped(path) or not Path(path).is_dir():
         return []
     folder = Path(path).resolve()
     if match := _CHECKPOINT.search(folder.as_posix()):

@@ -15,6 +15,7 @@ import torch
 from sparring.batching import Aggregation, Example, is_trained, to_examples
 from sparring.checkpoint import Checkpoint, CheckpointError
 from sparring.files import write_json_atomic
+from sparring.gallery import Gallery, shown_by
 from sparring.games.base import Game
 from sparring.health.guard import Guard
 from sparring.interrupts import Interrupts
@@ -117,6 +118,7 @@ class Trainer:
     observer: Observer = field(default_factory=Silent)
     ranks: Ranks = ALONE
     _saver: Saver = field(init=False)
+    _gallery: Gallery = field(init=False)
     _began: float = field(default=0.0, init=False)
     _watch: Watch = field(init=False)
     _rollouts: Rollouts = field(init=False)
@@ -126,6 +128,7 @@ class Trainer:
         keep = self.schedule.keep_checkpoints
         say, health = self.observer.said, self.health
         self._saver = Saver(self.learner, self.weights, self.folder, keep, self.ranks, say, health.sound, health.spared)
+        self._gallery = Gallery(self.folder.pictures, say)
         self._rollouts = Rollouts(
             lambda step: self.game.play(self.sampler.at(step)), self.sampler, overlap=self.overlap
         )
@@ -272,6 +275,7 @@ class Trainer:
         every = self.schedule.turns_every
         if turns and every and step % every == 0:
             trained = {turn for turn in turns if is_trained(turn, paid, skip_zero=self.skip_dead_groups)}
+            self._gallery.keep(shown_by(turns))  # before the turns that name them
             self.folder.write_turns(step, turn_rows(turns, payoffs, paid, trained))
         for tracker in self.trackers:
             tracker.log(step, figures)

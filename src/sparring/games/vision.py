@@ -4,17 +4,19 @@ Source: "Self-Rewarding Vision-Language Model via Reasoning Decomposition", arXi
 
     pass 1, perceiver   question, image → description c, thought, answer y      (n_answers, trained)
     pass 2, reader      question, c, no image → y'                              (one, greedy, not trained)
+                        and, where the row has some, up to K further questions of the same picture
 
-    accuracy = [y right]    visual = [y' right], 0 without a description    format = [description, thought, one box]
+    accuracy = [y right]    visual = share of y' right, 0 without a description    format = [description, thought, box]
     summed      A = z(.9 accuracy + .1 format + 1.0 visual)                      one z-score a group
     decoupled   A = .9 z(accuracy) + .1 z(format) + 1.0 z(visual)                a z-score a reward and group
 
 The group is the answers to one drawn question. With visual weight 0 the second pass is not played: answer and form
 alone are paid, the paper's Vision-R1 line. With a trained reader (its role's weight above 0) its turns are paid their
-own accuracy and compared over all descriptions of the question.
+own accuracy and compared over all descriptions, question by question.
 
 Where this departs from the original: an untagged response is worth 0 to the second pass, whose whole text, boxed answer
-included, went to it there; multiple choice is matched by letter and regression by relative error (rewards.vision).
+included, went to it there; further questions (none in the original) ask for what the first does not; multiple choice
+is matched by letter and regression by relative error (rewards.verifiable).
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ from sparring.verify.extract import boxed
 logger = logging.getLogger(__name__)
 
 EPSILON = 1e-6
+FURTHER = "also"
+"""The column with further questions of a row's picture."""
 
 
 class Combination(Protocol):
@@ -88,6 +92,8 @@ class Vision(Dataset):
         solver: the perceiver. reader: answers from the description.
         reward: whether an answer is right, in [0, 1], for both passes.
         accuracy_weight, visual_weight, format_weight: of the three parts.
+        extra_questions: K; they come from the row's column `also`, a list of {question, answer} and what other columns
+            the reward needs.
         combine: how a group's payoffs become advantages.
     """
 
@@ -96,6 +102,7 @@ class Vision(Dataset):
     visual_weight: float = 1.0
     format_weight: float = 0.1
     combine: Combination = summed
+    extra_questions: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,11 +111,12 @@ class Vision(Dataset):
         self._unreadable = 0
 
     def play(self, sampler: Sampler) -> list[Turn]:
-        """Look at each of the step's questions G times, then read each description once."""
+        """Look at each of the step's questions G times, then read each description: once, and K times more."""
         rows = self.prompts.at(sampler.step, self.n_queries, sampler.seed)
         prompts = [prompt for row in rows if (prompt := self._look(row)) is not None]
         seen = [_noted(turn) for turn in sampler.sample(self.solver, prompts, n=self.n_answers)]
-        return [*seen, *sampler.sample(self.reader, [self._read(turn) for turn in seen if self._is_read(turn)])]
+        readings = [prompt for turn in seen if self._is_read(turn) for prompt in self._readings(turn)]
+        return [*seen, *sampler.sample(self.reader, readings)]
 
     def payoffs(self, turns: Sequence[Turn]) -> Payoffs:
         """Accuracy, visual and format, weighted; a turn whose answer or whose reader's can't be judged goes unpaid."""
@@ -118,8 +126,7 @@ class Vision(Dataset):
         for turn in of_role(turns, self.solver):
             parts = {"accuracy": right[turn], "format": float(turn.info["well_formed"])}
             if self.visual_weight > 0 and turn.info["pictures"]:
-                reply = replies.get(turn)
-                parts["visual"] = right[reply[0]] if reply else 0.0
+                parts["visual"] = _mean_known([right[reply] for reply in replies[turn]]) if turn in replies else 0.0
             if None not in parts.values():
                 paid[turn] = self._pay({name: part for name, part in parts.items() if part is not None})
         for turn in of_role(turns, self.reader):
@@ -130,7 +137,7 @@ class Vision(Dataset):
 
     def siblings(self, turn: Turn) -> object:
         """Answers to one drawn question; a reader's, those from every description of it."""
-        return turn.prompt if turn.parent is None else turn.parent.prompt
+        return turn.prompt if turn.parent is None else (turn.parent.prompt, turn.prompt.info["query_text"])
 
     def baseline(self, turns: Sequence[Turn], payoffs: Payoffs) -> Advantages:
         """By `combine`, over siblings."""
@@ -193,9 +200,21 @@ class Vision(Dataset):
     def _is_read(self, turn: Turn) -> bool:
         return self.visual_weight > 0 and turn.info["description"] is not None and bool(turn.info["pictures"])
 
-    def _read(self, turn: Turn) -> Prompt:
-        query, description = turn.info["query_text"], turn.info["description"]
-        return self.reader.prompt(query=query, description=description, parent=turn, info=turn.prompt.info)
+    def _readings(self, turn: Turn) -> list[Prompt]:
+        """What the reader is asked about a description: the perceiver's own question, then others of its picture."""
+        infos = [turn.prompt.info, *(dict(turn.prompt.info) | other for other in self._others(turn))]
+        said = turn.info["description"]
+        return [self.reader.prompt(query=i["query_text"], description=said, parent=turn, info=i) for i in infos]
+
+    def _others(self, turn: Turn) -> list[dict[str, Any]]:
+        given: Any = turn.prompt.info.get(FURTHER) or []
+        try:
+            return [{**one, "query_text": str(one["question"])} for one in given[: self.extra_questions]]
+        except (TypeError, KeyError) as error:
+            raise ValueError(
+                f"the row that asks {turn.info['query_text']!r:.80}: its column {FURTHER} must be a list of objects "
+                "with question and answer, or game.perception.extra_questions 0"
+            ) from error
 
 
 def _info(row: Row) -> dict[str, Any]:
@@ -205,6 +224,12 @@ def _info(row: Row) -> dict[str, Any]:
 
 def _noted(turn: Turn) -> Turn:
     return turn.noting(description=description_of(turn.text), well_formed=well_formed(turn.text))
+
+
+def _mean_known(scores: Sequence[float | None]) -> float | None:
+    """Of those that could be judged; None where none could."""
+    known = [score for score in scores if score is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _share(values: Sequence[float]) -> float:

@@ -131,6 +131,11 @@ class PerceptionConfig(Section):
     combine: Literal["summed", "decoupled"] = Field(
         default="summed", description="summed: one z-score of the weighted sum; decoupled: one a part, then summed"
     )
+    extra_questions: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="further questions of a picture that the reader is asked about each description, from the row's "
+        "column `also` (a list of {question, answer}); the visual part is then the share that it gets right",
+    )
     reader_weight: NotNegative = Field(
         default=0.0, description="weight of the reader's loss; above 0 it is trained too, and not greedy"
     )
@@ -140,8 +145,9 @@ class GameConfig(Section):
     """The game that is played."""
 
     kind: Literal["lsp", "lsp_zero", "grpo", "vision", "custom"] = Field(default="lsp", description="which game")
-    domain: Literal["arena", "text"] = Field(
-        default="arena", description="arena: the toy language; text: natural language"
+    domain: Literal["arena", "pictures", "text"] = Field(
+        default="arena",
+        description="arena: the toy language; pictures: coloured shapes, for kind vision; text: natural language",
     )
     custom: str | None = Field(default=None, description="kind custom: package.module:function or file.py:function")
     options: dict[str, Any] = Field(default_factory=dict, description="kind custom: passed to that function")
@@ -154,8 +160,8 @@ class GameConfig(Section):
     alpha: NotNegative = Field(default=1.0, description="weight of the Challenger's loss")
     prompts: str | None = Field(
         default=None,
-        description="kinds grpo and vision: prompt file (.jsonl, .json, .parquet), folder or hub id, or arena:easy, "
-        "arena:hard",
+        description="kinds grpo and vision: prompt file (.jsonl, .json, .parquet), pattern of files, folder or hub id, "
+        "or arena:easy, arena:hard, pictures:train",
     )
     prompt_split: str = Field(default="train", description="split of a hub data set")
     prompt_subset: str | None = Field(default=None, description="configuration of a hub data set")
@@ -164,6 +170,9 @@ class GameConfig(Section):
         description="column with the prompt; null: messages, prompt, instruction (and input), question ...",
     )
     prompt_revision: str | None = Field(default=None, description="revision of a hub data set")
+    prompt_pixels: Annotated[int, Field(ge=1, le=100_000_000)] = Field(
+        default=100_000_000, description="rows with a larger picture are left out, pixels"
+    )
     reward: RewardConfig = Field(default_factory=RewardConfig, description="R(q, a)")
     challenge: ChallengeConfig = Field(default_factory=ChallengeConfig, description="the Challenger's side")
     quality: QualityConfig = Field(default_factory=QualityConfig, description="R_Q (LSP only)")

@@ -44,7 +44,8 @@ class ModelConfig(Section):
     """The model that plays."""
 
     path: str = Field(
-        default="arena", description="model folder, run folder or hub id; 'arena' is the tiny model shipped"
+        default="arena",
+        description="model folder, run folder or hub id; 'arena' and 'pictures' are tiny models that are shipped",
     )
     reference: str | None = Field(default=None, description="frozen reference; empty: the model as it is at the start")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

@@ -27,7 +27,7 @@ def _known_trackers(names: tuple[str, ...]) -> tuple[str, ...]:
 class SFTDataConfig(Section):
     """Which conversations are learned from."""
 
-    path: str = Field(default="", description="file (.jsonl, .json, .parquet), folder or hub id")
+    path: str = Field(default="", description="file (.jsonl, .json, .parquet), pattern of files, folder or hub id")
     split: str = Field(default="train", description="split, of a folder or a hub data set; train[:1000] is a part")
     subset: str | None = Field(default=None, description="configuration of a hub data set that has several")
     revision: str | None = Field(default=None, description="hub revision")
