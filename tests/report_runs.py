@@ -17,6 +17,7 @@ from sparring.evaluation.comparison import Outcome, compare
 from sparring.report.methods import methods_of
 from sparring.report.page import panels
 from sparring.report.run import read_run
+from sparring.report.shortcuts import evaluated
 
 FAMILIES = ("skip", "reverse", "sort", "flip", "unique", "trail", "sum", "chain")
 VOID = {"meta", "br", "use", "path", "link", "img", "input"}
@@ -158,7 +159,8 @@ def make_run(folder: Path, steps: int = 60, attack: str | None = None) -> Path:
 
 def panels_of(*folders: Path) -> list[Any]:
     """The panels of some runs."""
-    return panels(methods_of([read_run(folder) for folder in folders]), [])
+    methods = methods_of([read_run(folder) for folder in folders])
+    return panels(methods, [], evaluated(methods))
 
 
 def words(html: str) -> str:

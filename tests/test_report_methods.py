@@ -71,6 +71,17 @@ def test_names_tell_runs_and_methods_apart(tmp_path: Path) -> None:
         read_runs([])
 
 
+@pytest.mark.parametrize(
+    ("names", "method"),
+    [(("sr1-0", "sr1-1"), "sr1"), (("lsp-10", "lsp-11"), "lsp"), (("run8", "run9"), "run"), (("1", "2"), "1")],
+)
+def test_a_methods_name_is_what_its_runs_share_less_their_numbers(
+    tmp_path: Path, names: tuple[str, ...], method: str
+) -> None:
+    found = methods(*[run(tmp_path / name, seed, [0.1]) for seed, name in enumerate(names)])
+    assert [one.name for one in found] == [method]
+
+
 def test_more_methods_than_colours_differ_by_their_dashes(tmp_path: Path) -> None:
     found = methods(*[run(tmp_path / f"r{at}", 0, [0.1], beta=at) for at in range(10)])
     assert len({(method.colour, method.dash) for method in found}) == 10

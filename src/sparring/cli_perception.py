@@ -73,10 +73,10 @@ class Seeing:
         return cls(first, found)
 
     def file(self, one: Subject, name: str, out: Path | None) -> Path:
-        """Where a result goes; several models in one folder have their names in the files'."""
+        """Where a result goes; in --out the file has the model's name, as others' may lie there."""
         from sparring.evaluation.document import slug
 
-        shared = f"-{slug(one.path)}" if out is not None and len(self.models) > 1 else ""
+        shared = "" if out is None else f"-{slug(one.path)}"
         return one.folder(out) / f"{name}{shared}.json"
 
     def config(self, one: Subject) -> RunConfig:

@@ -15,15 +15,16 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from sparring.data_held import Held, Spool
+
+if TYPE_CHECKING:  # loading data and writing a report look at pictures without a model
+    from torch import Tensor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 # No vector formats: Pillow gives those to other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -189,6 +190,8 @@ class ImageStore:
         found = self._patches.get(handle)
         if found is None:
             made = self.processor(images=[self.resized(handle)], do_resize=False, return_tensors="np")
+            import torch
+
             values = torch.from_numpy(np.ascontiguousarray(made["pixel_values"], dtype=np.float32))
             found = Patches(values, self.grid(handle))
             assert tuple(made["image_grid_thw"][0]) == found.grid_thw
@@ -204,6 +207,8 @@ class ImageStore:
             ) from None
 
     def _resized_to(self, picture: Picture) -> tuple[int, int]:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
         return smart_resize(picture.height, picture.width, self.factor, self.min_pixels, self.max_pixels)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,8 @@ from sparring.report.verdicts import OUTCOMES, Judged, read_judged
 
 _HERE = Path(__file__).parent
 SCRIPTS = ("browser.js", "browser_cards.js", "browser_views.js")
+WITH_PICTURES = ("browser.js", "browser_cards.js", "browser_pictures.js", "browser_views.js")
+_COMMENT = re.compile(r"^ *//.*\n", re.MULTILINE)  # a page is for reading in a browser
 MEASURES = ("payoff", "advantage", "tokens")
 
 
@@ -38,8 +41,10 @@ def browser(runs: Sequence[tuple[str, Path]]) -> Fragment:
     What is missing or damaged, and what there was no room for, is said in it.
     """
     turns, judged = read_turns(runs), read_judged(runs)
-    files = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    pictured = len(turns.pictures) > 0
+    files = _COMMENT.sub("", _read(*(WITH_PICTURES if pictured else SCRIPTS)))
     script = f'"use strict";\n{{\n{files}}}\n'  # a block: its names are not the page's
+    shown = turns.pictures.shown()
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -47,15 +52,21 @@ def browser(runs: Sequence[tuple[str, Path]]) -> Fragment:
     html = environment.get_template("browser.html.j2").render(
         turns=turns,
         judged=judged,
+        shown=shown,
+        notes=[*turns.notes, *turns.pictures.notes, *judged.notes],
         runs=[name for name, _ in runs],
         measures=[*((name, name) for name in MEASURES), *((f"part:{name}", name) for name in turns.part_names)],
         states=_states(turns),
         outcomes=_outcomes(judged),
-        style=Markup((_HERE / "browser.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
+        style=Markup(_read("browser.css", *(["browser_pictures.css"] if pictured else []))),  # noqa: S704 - ours
         script=Markup(script),  # noqa: S704 - ours
     )
     digest = hashlib.sha256(script.encode()).digest()
     return Fragment(Markup(html), f"sha256-{base64.b64encode(digest).decode()}")  # noqa: S704 - escaped by the template
+
+
+def _read(*names: str) -> str:
+    return "\n".join((_HERE / name).read_text(encoding="utf-8") for name in names)
 
 
 def _states(turns: Turns) -> list[tuple[str, str, int]]:

@@ -145,21 +145,30 @@ class Threads {
     const answers = members.filter((turn) => head.turns.up[turn] === (queried ? 0 : -1));
     const long = answers.some((turn) => text("text", turn - offset).length > PROSE);
     const card = make("article", { class: long ? "thread card prose" : "thread card" }, this.heading(thread, text("about", place)));
-    if (queried) {
-      card.append(this.turn(thread, members[0], needle, text("asked", place), text("prompt", place)));
-    } else {
-      card.append(make("div", { class: "turn prompt" }, make("h4", {}, "prompt"), passage(text("prompt", place), needle)));
-    }
+    const known = [];
     for (let at = longer; at < longer + head.threads.more[thread]; at++) {
       const name = text("named", at);
-      const known = passage(text("more", at), needle);
-      const reference = make("div", { class: "turn reference" }, make("h4", {}, `reference: ${visible(name)}`), known);
-      card.append(head.references.includes(name) ? reference : folded(`${visible(name)}, from the data`, known));
+      const said = passage(text("more", at), needle);
+      const reference = make("div", { class: "turn reference" }, make("h4", {}, `reference: ${visible(name)}`), said);
+      known.push(head.references.includes(name) ? reference : folded(`${visible(name)}, from the data`, said));
     }
+    if (queried) card.append(this.turn(thread, members[0], needle, text("asked", place), text("prompt", place)), ...known);
+    else card.append(...this.prompt(thread, needle, known));
     if (answers.length) {
-      card.append(make("div", { class: "answers" }, ...answers.map((turn) => this.turn(thread, turn, needle))));
+      card.append(make("div", { class: "answers" }, ...answers.map((turn) => this.answer(thread, turn, needle))));
     }
     return card;
+  }
+
+  // What a data set asks, and what is known of it.
+  prompt(thread, needle, known) {
+    const [block, place] = this.at(thread);
+    const text = this.store.text(block, "prompt", place);
+    return [make("div", { class: "turn prompt" }, make("h4", {}, "prompt"), passage(text, needle)), ...known];
+  }
+
+  answer(thread, turn, needle) {
+    return this.turn(thread, turn, needle);
   }
 
   heading(thread, about) {
@@ -182,25 +191,38 @@ class Threads {
     const [said, thought] = ["text", "thought"].map((column) => this.store.text(block, column, place));
     const role = roles[turns.role[turn]];
     const matched = this.partial && this.hit[turn] ? " hit" : "";
-    const paid = typeof turns.payoff[turn] === "number" ? `payoff ${figure(turns.payoff[turn])}` : turns.frozen[turn] ? "" : "not paid";
     const box = make("div", { class: `turn${matched}`, "data-role": role });
-    box.append(make("h4", {}, make("span", {}, visible(role)), make("strong", {}, paid)));
-    if (thought) {
-      const aside = folded(`thought, ${counted(thought.length, "character")}`, passage(thought, needle));
-      aside.open = needle !== null && holds(thought, needle);
-      box.append(aside);
-    }
-    box.append(passage(asked || said, needle));
+    box.append(make("h4", {}, make("span", {}, visible(role)), make("strong", {}, this.paid(thread, turn))));
+    box.append(...this.words(thread, asked || said, thought, needle));
     box.append(this.chips(turn, this.store.text(block, "facts", place)));
     if (asked) box.append(folded("as written, with what stands around the query", passage(said, needle)));
     if (prompt) box.append(folded("prompt", passage(prompt, null)));
-    const up = turn - this.first[thread];
-    if (up > 0 || !threads.query[thread]) {
-      for (let reply = turn + 1; reply < this.first[thread + 1]; reply++) {
-        if (turns.up[reply] === up) box.append(this.reply(thread, reply, needle));
-      }
+    if (turn > this.first[thread] || !threads.query[thread]) {
+      box.append(...this.replies(thread, turn).map((reply) => this.reply(thread, reply, needle)));
     }
     return box;
+  }
+
+  paid(thread, turn) {
+    const { payoff, frozen } = this.store.head.turns;
+    return typeof payoff[turn] === "number" ? `payoff ${figure(payoff[turn])}` : frozen[turn] ? "" : "not paid";
+  }
+
+  words(thread, said, thought, needle) {
+    const words = passage(said, needle);
+    if (!thought) return [words];
+    const aside = folded(`thought, ${counted(thought.length, "character")}`, passage(thought, needle));
+    aside.open = needle !== null && holds(thought, needle);
+    return [aside, words];
+  }
+
+  replies(thread, turn) {
+    const { up } = this.store.head.turns;
+    const found = [];
+    for (let reply = turn + 1; reply < this.first[thread + 1]; reply++) {
+      if (up[reply] === turn - this.first[thread]) found.push(reply);
+    }
+    return found;
   }
 
   reply(thread, turn, needle) {
@@ -323,3 +345,5 @@ class Pairs {
     return [make("dt", {}, name), make("dd", {}, make("strong", {}, verdict), shown)];
   }
 }
+
+const KINDS = { turns: Threads, judged: Pairs };

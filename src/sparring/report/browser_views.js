@@ -117,8 +117,7 @@ class View {
 function start() {
   const root = document.getElementById("browser");
   const app = root.querySelector(".app");
-  const kinds = { turns: Threads, judged: Pairs };
-  const views = [...app.querySelectorAll(".view")].map((view) => new View(view, new kinds[view.dataset.name](new Store(view.dataset.name))));
+  const views = [...app.querySelectorAll(".view")].map((view) => new View(view, new KINDS[view.dataset.name](new Store(view.dataset.name))));
   const buttons = [...app.querySelectorAll("[data-view]")];
   const choose = (name) => {
     for (const view of views) view.root.hidden = view.name !== name;

@@ -42,10 +42,13 @@ def _mean(documents: Sequence[Document]) -> dict[str, Figure]:
     if len(every) == 1:
         return every[0]
     common = [name for name in every[0] if all(name in figures for figures in every)]
-    return {name: _together([figures[name] for figures in every]) for name in common}
+    return {name: together([figures[name] for figures in every]) for name in common}
 
 
-def _together(figures: Sequence[Figure]) -> Figure:
+def together(figures: Sequence[Figure]) -> Figure:
+    """Several seeds' mean, and the lowest and the highest in place of an interval; one's own figure."""
+    if len(figures) == 1:
+        return figures[0]
     values = [figure.value for figure in figures]
     return Figure(figures[0].n, fmean(values), (min(values), max(values)))
 

@@ -14,6 +14,7 @@ from sparring.report.methods import Method
 from sparring.report.run import Run
 
 LEARNING, TIME = "Learning", "Time"
+SEEING = "Looking and reading"
 CURRICULUM, GIVEN = "The Challenger's curriculum", "Queries and answers"
 BY_TASK = "The curriculum, task by task"
 MOST_TASKS = 7
@@ -23,6 +24,7 @@ TASK_REACH = 0.1  # a step has few queries of a task
 def charts(methods: Sequence[Method]) -> Iterator[Chart | Stack]:
     """Every chart but health's, in the order of the page; what nobody measured has no panel."""
     yield from _learning(methods)
+    yield from _seeing(methods)
     yield from _curriculum(methods)
     yield from _by_task(methods)
 
@@ -68,6 +70,47 @@ def _learning(methods: Sequence[Method]) -> Iterator[Chart]:
         "V_Q: mean quality",
         "Mean quality by the rubric, of the query and its answers together.",
         {"game/V_Q": ("V_Q", COLOURS[4])},
+    )
+
+
+def _seeing(methods: Sequence[Method]) -> Iterator[Chart]:
+    """Of games with pictures: what perceivers are paid for, and what their descriptions are worth to a reader."""
+    parts = {key: key.removeprefix("payoff/perceiver/") for key in _keys(methods, "payoff/perceiver/")}
+    yield Chart(
+        SEEING,
+        "payoff-perceiver",
+        "What the perceiver is paid",
+        "Mean payoff by part, weighted: its own answer, its form, and what the reader makes of its description.",
+        {key: (name, COLOURS[at % len(COLOURS)]) for at, (key, name) in enumerate(parts.items())},
+    )
+    sources = _keys(methods, "vision/reader/")[: len(COLOURS)]
+    yield Chart(
+        SEEING,
+        "reader",
+        "Answers right from the description alone",
+        "The reader's second pass, in all and by where a question comes from.",
+        {key: (key.removeprefix("vision/reader/"), COLOURS[at]) for at, key in enumerate(sources)},
+        share=True,
+    )
+    yield Chart(
+        SEEING,
+        "described",
+        "Descriptions and boxes",
+        "Share of responses with a description, with a box; and of descriptions that hold the answer's words, as an "
+        "honest one may.",
+        {
+            "vision/described": ("described", COLOURS[0]),
+            "vision/boxed": ("boxed", COLOURS[2]),
+            "vision/leaked": ("holds the answer", COLOURS[1]),
+        },
+        share=True,
+    )
+    yield Chart(
+        SEEING,
+        "description-length",
+        "Length of the descriptions",
+        "Characters, mean.",
+        {"vision/description_length": ("length", COLOURS[3])},
     )
 
 

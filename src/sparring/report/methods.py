@@ -14,6 +14,7 @@ from sparring.report.drawing import COLOURS, CURVE_POINTS, DASHES, Dash, binned,
 from sparring.report.run import Run
 
 Array = npt.NDArray[np.float64]
+_BETWEEN = ("-", "_", ".", " ")
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,13 @@ def _described(run: Run, changes: dict[str, None]) -> str:
 
 
 def _name(group: Sequence[Run]) -> str:
-    """What the runs' names begin with: "lsp" of lsp-0 and lsp-1."""
+    """What the runs' names begin with: "sr1" of sr1-0 and sr1-1."""
     first = group[0].name
     if len(group) == 1:
         return first
     begin = os.path.commonprefix([run.name for run in group])  # noqa: RUF071 - letter by letter is what is wanted
-    return begin.rstrip("0123456789-_. ") or first
+    cut = begin if begin.endswith(_BETWEEN) else begin.rstrip("0123456789")  # of 10 and 11 the 1 is no name's
+    return cut.rstrip("".join(_BETWEEN)) or first
 
 
 def _distinct(names: Sequence[str], groups: Sequence[Sequence[Run]]) -> list[str]:

@@ -11,21 +11,28 @@ from sparring.evaluation.methods import OVERALL, Methods
 from sparring.report.methods import Method
 from sparring.report.numbers import NBSP, number, percent, span
 from sparring.report.run import Run
+from sparring.report.shortcuts import Evaluated
 from sparring.stages import ends
 
-FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+Columns = tuple[tuple[str, str, Callable[[float], str]], ...]
+"""Heading, metric and format of each; a column has a metric's value at the start and at the end."""
+FIGURES: Columns = (
     ("V, mean reward", "game/V", number),
     ("valid queries", "game/valid_share", percent),
     ("KL, Solver", "kl/solver", number),
 )
-"""Columns of the table: heading, metric, format; each with its value at the start and at the end."""
+OF_SEEING: Columns = (
+    ("payoff, perceiver", "payoff/perceiver", number),
+    ("right from the description", "vision/reader/all", percent),
+    ("KL, perceiver", "kl/perceiver", number),
+)
 
 
 @dataclass(frozen=True)
 class Line:
     """A row: a method's (part: False), or one run's of a method of several.
 
-    win_rate, interval: "" where there is none. cells: (at the start, at the end) of each of FIGURES.
+    win_rate, interval: "" where there is none. cells: (at the start, at the end) of each column.
     health: in words; level: the worst that was found, 0 to 2.
     """
 
@@ -41,14 +48,19 @@ class Line:
     level: int
 
 
-def headline(methods: Sequence[Method], rates: Methods | None) -> str:
-    """How many, and from where to where their win rates go; no claim which is best, which the intervals must say."""
+def headline(methods: Sequence[Method], rates: Methods | None, looked: Sequence[Evaluated] = ()) -> str:
+    """How many, and from where to where their win rates, or their shortcuts, go; no claim which is best, which the
+    intervals must say."""
     runs = sum(len(method.runs) for method in methods)
     if len(methods) == 1:
         many = f"{methods[0].name}, {runs} seeds"
     else:
         many = f"{len(methods)} methods side by side" if runs > len(methods) else f"{runs} runs side by side"
     if rates is None:
+        shortcuts = sorted((p.figures["lsr"].value, p.name) for one in looked[:1] for p in one.points if p.method)
+        if len(shortcuts) > 1:
+            (low, few), (high, most) = shortcuts[0], shortcuts[-1]
+            return f"{many}: language shortcuts from {percent(low)} ({few}) to {percent(high)} ({most}) of the answers"
         return f"{many}; no evaluation that they have in common"
     found = sorted((figures[OVERALL].value, name) for name, figures in rates.rows)
     (low, worst), (high, best) = found[0], found[-1]
@@ -61,31 +73,37 @@ def headline(methods: Sequence[Method], rates: Methods | None) -> str:
     return f"{many}: win{NBSP}rates from {percent(low)} ({worst}) to {percent(high)} ({best}), {against}"
 
 
+def columns_of(methods: Sequence[Method]) -> Columns:
+    """The table's: of seeing, where every method looks at pictures."""
+    return OF_SEEING if all(method.has("payoff/perceiver") for method in methods) else FIGURES
+
+
 def table(methods: Sequence[Method], rates: Methods | None) -> list[Line]:
     """Every method, each followed by its runs where it has several."""
-    return [line for method in methods for line in _lines(method, rates)]
+    columns = columns_of(methods)
+    return [line for method in methods for line in _lines(method, rates, columns)]
 
 
-def _lines(method: Method, rates: Methods | None) -> Iterator[Line]:
+def _lines(method: Method, rates: Methods | None, columns: Columns) -> Iterator[Line]:
     figures = {} if rates is None else dict(rates.rows).get(method.name, {})
-    yield _line(method.name, False, method, method.runs, figures.get(OVERALL))
+    yield _line(method.name, method, method.runs, figures.get(OVERALL), columns)
     if len(method.runs) > 1:
         for run in method.runs:
             document = None if rates is None else run.documents.get(rates.name)
-            yield _line(run.name, True, method, (run,), None if document is None else document.overall)
+            yield _line(run.name, method, (run,), None if document is None else document.overall, columns)
 
 
-def _line(name: str, part: bool, method: Method, runs: Sequence[Run], figure: Figure | None) -> Line:
+def _line(name: str, method: Method, runs: Sequence[Run], figure: Figure | None, columns: Columns) -> Line:
     level = max((level for run in runs for _, level in run.health.levels), default=0)
     return Line(
         name,
-        part,
+        len(runs) < len(method.runs),
         method,
         ", ".join(str(run.settings["seed"]) for run in runs if "seed" in run.settings),
         _range([run.last_step for run in runs if run.last_step is not None]),
         "" if figure is None else percent(figure.value),
         "" if figure is None or figure.ci95 is None else span(*figure.ci95),
-        tuple(_ends(runs, key, show) for _, key, show in FIGURES),
+        tuple(_ends(runs, key, show) for _, key, show in columns),
         _health(runs),
         int(level),
     )

@@ -27,7 +27,9 @@ from sparring.report.health_charts import HEALTH, health_charts, timeline
 from sparring.report.methods import Method, methods_of
 from sparring.report.numbers import number, percent, signed, span
 from sparring.report.run import Run, read_runs
+from sparring.report.seen import FIGURES as SEEN
 from sparring.report.settings import differences, lines
+from sparring.report.shortcuts import SHORTCUTS, Evaluated, drawn, evaluated
 from sparring.stages import window
 
 PACKAGES = ("sparring", "torch", "transformers", "tokenizers", "numpy", "matplotlib")
@@ -52,6 +54,7 @@ class Report:
     runs: list[Run]
     methods: list[Method]
     shared: list[Methods]
+    looked: list[Evaluated]
     panels: list[Panel]
     notes: list[str]
 
@@ -112,11 +115,11 @@ def page_html(paths: Sequence[Path]) -> str:
 def _read(paths: Sequence[Path]) -> Report:
     runs = read_runs(paths)
     methods, notes = methods_of(runs), []
-    common = shared(methods, notes)
-    return Report(runs, methods, common, panels(methods, common), notes)
+    common, looked = shared(methods, notes), evaluated(methods)
+    return Report(runs, methods, common, looked, panels(methods, common, looked), notes)
 
 
-def panels(methods: Sequence[Method], common: Sequence[Methods]) -> list[Panel]:
+def panels(methods: Sequence[Method], common: Sequence[Methods], looked: Sequence[Evaluated]) -> list[Panel]:
     """Every panel that there are numbers for, in the order of the page."""
     runs = [run for method in methods for run in method.runs]
     with mpl.rc_context(STYLE):
@@ -124,6 +127,7 @@ def panels(methods: Sequence[Method], common: Sequence[Methods]) -> list[Panel]:
         if len(runs) == 1 and runs[0].evaluation and runs[0].evaluation.subsets:
             found.append(win_rates(runs[0].evaluation))
         found += _bars(methods, common)
+        found += drawn(looked)
         for chart in charts(methods):
             found += chart.panels(methods)
         told = timeline(methods)
@@ -164,6 +168,9 @@ def _html(report: Report) -> str:
         sections=_sections(report),
         result=_inlined(panel for panel in report.panels if panel.section == RESULT),
         health=HEALTH,
+        shortcuts=SHORTCUTS,
+        looked=report.looked,
+        headings=SEEN,
         episodes=[(run, episode) for run in report.runs for episode in run.health.episodes],
         most_episodes=MOST_EPISODES,
         fragment=browser([(run.name, run.path) for run in report.runs]),
@@ -186,10 +193,10 @@ def _of_one(run: Run) -> dict[str, Any]:
 def _of_several(report: Report) -> dict[str, Any]:
     rates = main_figure(report.methods, report.shared)
     return {
-        "headline": overview.headline(report.methods, rates),
+        "headline": overview.headline(report.methods, rates, report.looked),
         "rates": rates,
         "overview": overview.table(report.methods, rates),
-        "columns": [heading for heading, _, _ in overview.FIGURES],
+        "columns": [heading for heading, _, _ in overview.columns_of(report.methods)],
         "differences": differences(report.methods),
     }
 
@@ -210,7 +217,7 @@ def _sections(report: Report) -> list[Section]:
 
 def _is_folded(panel: Panel) -> bool:
     """Of several methods: one method's own, or one of many by task."""
-    return panel.section == BY_TASK or not panel.keyed
+    return panel.section == BY_TASK or not (panel.keyed or panel.section == SHORTCUTS)
 
 
 def _inlined(drawn: Iterable[Panel]) -> list[tuple[Panel, Markup]]:
@@ -238,6 +245,8 @@ def _missing_figures(run: Run, drawn: Sequence[Panel]) -> list[str]:
     names = {panel.name for panel in drawn}
     if run.settings.get("recipe") == "sft":  # nothing is played
         names |= {"value", "valid", "kl"}
+    if "payoff-perceiver" in names:
+        names.add("value")
     if run.untested:
         names |= {"accuracy", "win-rates"}
     if run.rows and not any(key.endswith("/challenger") for key in run.rows[-1]):

@@ -9,21 +9,26 @@ from sparring.evaluation.comparison import Comparison
 from sparring.report.evaluations import OWN
 from sparring.report.numbers import NBSP, number, percent
 from sparring.report.run import Run
+from sparring.report.seen import Looked
 from sparring.stages import ends
 
 REWARDS = ("reward/raw", "game/V", "payoff/solver/reward")  # a score before its scale says more than the scaled one
 Show = Callable[[float], str]
 TILES: tuple[tuple[str, tuple[str, ...], Show], ...] = (
     ("V, mean reward", ("game/V", "payoff/solver/reward"), number),
+    ("Payoff, perceiver", ("payoff/perceiver",), number),
+    ("Right from the description", ("vision/reader/all",), percent),
     ("Valid queries", ("game/valid_share",), percent),
     ("Raw reward", ("reward/raw",), number),
     ("V_Q, mean quality", ("game/V_Q",), number),
     ("Grades read", ("quality/parse_rate",), percent),
     ("KL, Solver", ("kl/solver",), number),
+    ("KL, perceiver", ("kl/perceiver",), number),
     ("KL, Challenger", ("kl/challenger",), number),
     ("Answer, tokens", ("length/solver",), number),
+    ("Response, tokens", ("length/perceiver",), number),
 )
-"""Label, metrics (the first that was measured) and format; the first two stand beside an evaluation too."""
+"""Label, metrics (the first that was measured) and format; the first four stand beside an evaluation too."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,20 @@ def headline(run: Run) -> str:
         figure = document.overall
         if document.metric == "win_rate" and figure.ci95 is not None:
             return f"{_verdict(figure.value, figure.ci95)} on {document.name}"
-    return _progress(run)
+    return next(map(_sight, _own(run)), None) or _progress(run)
+
+
+def _own(run: Run) -> list[Looked]:
+    """How the run's own model sees, the greedy one first."""
+    return sorted((one for one in run.looked if one.own), key=lambda one: one.document.name)
+
+
+def _sight(one: Looked) -> str | None:
+    rate, right = one.figures["lsr"], one.figures.get("accuracy")
+    if right is None or rate.ci95 is None:
+        return None
+    interval = f"95{NBSP}% interval {100 * rate.ci95[0]:.1f}{NBSP}to{NBSP}{100 * rate.ci95[1]:.1f}"
+    return f"{percent(right.value)} of the answers are right, {percent(rate.value)} by a language shortcut ({interval})"
 
 
 def _verdict(rate: float, interval: tuple[float, float]) -> str:
@@ -85,7 +103,8 @@ def tiles(run: Run) -> list[Tile]:
     for document in [one for one in run.documents.values() if one.kind != OWN][:3]:
         label = f"{document.name}, {document.metric.replace('_', ' ')}"
         found.append(Tile(label, percent(document.overall.value), f"n = {document.overall.n}"))
-    shown = TILES[:2] if found else TILES
+    found += map(_seen_tile, _own(run)[:3])
+    shown = TILES[:4] if found else TILES
     for name, keys, show in shown:
         pair = next((pair for key in keys if (pair := ends(run.rows, key))), None)
         if pair:
@@ -97,6 +116,13 @@ def tiles(run: Run) -> list[Tile]:
         detail = f"{spent} of training" if len(seconds) else "recorded so far"
         found.append(Tile("Steps", str(run.last_step), detail))
     return found
+
+
+def _seen_tile(one: Looked) -> Tile:
+    where = "" if one.document.name == one.document.kind else f", {one.document.name}"
+    rate, right = one.figures["lsr"], one.figures.get("accuracy")
+    beside = "" if right is None else f"accuracy {percent(right.value)}, "
+    return Tile(f"Shortcut rate (LSR){where}", percent(rate.value), f"{beside}n = {rate.n}")
 
 
 def _accuracy_tile(name: str, row: Comparison) -> Tile:

@@ -18,6 +18,7 @@ from sparring.evaluation.comparison import Evaluation
 from sparring.evaluation.document import Document, read_document
 from sparring.evaluation.methods import evaluation_files
 from sparring.report.numbers import is_number
+from sparring.report.seen import KIND, Looked, read_looked
 from sparring.report.tasks import by_task
 from sparring.report.watched import Watched, watched
 
@@ -54,7 +55,8 @@ class Run:
         rows: metrics by step, oldest first; where a step was written twice the later value counts. With them what is
             worked out from the turns: health/* that the run did not record, and tasks/*.
         evaluation: base against trained, None before the evaluation.
-        documents: every evaluation by name, that one among them.
+        documents: every evaluation by name, that one among them; but those of seeing.
+        looked: evaluations of seeing, of this run's model and of others.
         config: the resolved settings as written, None where there are none.
         settings: the same as nested values, {} where they could not be read.
         lineage: the stages up to this run.
@@ -68,6 +70,7 @@ class Run:
     rows: tuple[Row, ...] = ()
     evaluation: Evaluation | None = None
     documents: Mapping[str, Document] = field(default_factory=dict)
+    looked: tuple[Looked, ...] = ()
     config: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     lineage: Lineage = field(default_factory=Lineage)
@@ -136,13 +139,15 @@ def read_run(path: Path, name: str | None = None) -> Run:
     config = _part(path / "config.yaml", lambda file: file.read_text(encoding="utf-8"), notes)
     settings = _settings(config, notes)
     health = watched(path, rows, settings.get("health"), notes)
+    documents, looked = _documents(path, evaluation is not None, notes)
     tasks = by_task(path)
     return Run(
         path=path,
         name=name or path.resolve().name,
         rows=tuple({**row, **health.added.get(row["step"], {}), **tasks.get(row["step"], {})} for row in rows),
         evaluation=evaluation,
-        documents=_documents(path, evaluation is not None, notes),
+        documents=documents,
+        looked=looked,
         config=config,
         settings=settings,
         lineage=lineage,
@@ -174,19 +179,23 @@ def _read_evaluation(file: Path) -> Evaluation:
     return Evaluation.from_json(_json(file))
 
 
-def _documents(path: Path, own: bool, notes: list[str]) -> dict[str, Document]:
-    """The run's evaluations by name. own: whether evaluation.json could be read; if not, that was said already."""
+def _documents(path: Path, own: bool, notes: list[str]) -> tuple[dict[str, Document], tuple[Looked, ...]]:
+    """The run's evaluations by name, and those of seeing. own: whether evaluation.json could be read; if not, that was
+    said already."""
     found: dict[str, Document] = {}
+    looked: list[Looked] = []
     for file in evaluation_files(path):
         if file.parent == path and not own:
             continue
         try:
             document = read_document(file)
+            if document.kind == KIND:
+                looked.append(read_looked(file, path))
+            else:
+                found[document.name] = document
         except ValueError as error:
             notes.append(f"{file.name} could not be read: {error}")
-        else:
-            found[document.name] = document
-    return found
+    return found, tuple(looked)
 
 
 def _settings(config: str | None, notes: list[str]) -> Mapping[str, Any]:

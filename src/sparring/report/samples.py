@@ -17,14 +17,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sparring.gallery import kept
 from sparring.report.packing import number
-from sparring.report.turns import Thread, facts_of, object_of, threads_of
+from sparring.report.turns import Thread, facts_of, noted, object_of, threads_of
+from sparring.runfolder import RunFolder
 
 Row = Mapping[str, Any]
 
 _COLUMNS = (
     *("step", "index", "parent", "role", "model", "prompt", "text", "thought", "finish", "completion_tokens"),
-    *("payoff", "parts", "advantage", "trained", "info"),
+    *("payoff", "parts", "advantage", "trained", "info", "images"),
 )
 _NEEDED = {"step", "role", "text"}
 
@@ -111,6 +113,8 @@ class Exchange:
         problem: why a query was not put to the Solver.
         about: what is known of the query or prompt.
         data: longer texts of the data set's row by column, such as the reference answer, that one first.
+        asked: the question of a prompt with pictures, without the instructions around it.
+        pictures: those that the prompt shows: the file of each; the name alone of one that the run did not keep.
     """
 
     step: int
@@ -120,6 +124,8 @@ class Exchange:
     data: Mapping[str, str]
     query: Sample | None
     answers: tuple[Sample, ...]
+    asked: str = ""
+    pictures: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain objects, for a line of JSON."""
@@ -153,7 +159,7 @@ def find(run: Path, wanted: Wanted, n: int, sort: str = "step") -> Found:
         chosen = [thread for *_, thread in (heapq.nlargest(n, ranked) if n else sorted(ranked, reverse=True))]
     if not chosen:
         search.explain()
-    return Found([_exchange(thread, wanted) for thread in chosen], search.notes)
+    return Found([_exchange(run, thread, wanted) for thread in chosen], search.notes)
 
 
 def moments(run: Path, n: int) -> Found:
@@ -172,7 +178,7 @@ def moments(run: Path, n: int) -> Found:
     for step in _spread(sorted(files)):
         inner = _Search(run, Wanted(steps=(step, step)), [files[step]])
         threads = sorted(inner.threads(), key=lambda thread: not thread.answers)
-        found.exchanges += [_exchange(thread, Wanted()) for thread in threads[: n or None]]
+        found.exchanges += [_exchange(run, thread, Wanted()) for thread in threads[: n or None]]
     return found
 
 
@@ -255,7 +261,7 @@ class _Search:
         steps: dict[int, list[Row]] = {}
         for row in [] if table is None else table.to_pylist():
             if self.wanted.includes(row["step"], row["step"]):
-                parsed = {name: object_of(row.get(name)) for name in ("parts", "info")}
+                parsed = {"parts": object_of(row.get("parts")), "info": noted(row)}
                 steps.setdefault(row["step"], []).append({**row, **parsed})
         return [rows for _, rows in sorted(steps.items())]
 
@@ -295,7 +301,7 @@ def _bounds(parquet: pq.ParquetFile, group: int) -> tuple[int, int]:
     return min(steps), max(steps)
 
 
-def _exchange(thread: Thread, wanted: Wanted) -> Exchange:
+def _exchange(run: Path, thread: Thread, wanted: Wanted) -> Exchange:
     known = {**thread.about, **thread.more}
     marked = [id(turn) for turn in wanted.among(thread)] if wanted.picks else []
 
@@ -330,6 +336,8 @@ def _exchange(thread: Thread, wanted: Wanted) -> Exchange:
         data=thread.more,
         query=None if thread.query is None else sample(0),
         answers=tuple(sample(place) for place, (_, up) in enumerate(thread.turns) if up == first),
+        asked=thread.asked,
+        pictures=tuple(str(kept(RunFolder(run).pictures, name) or name) for name in thread.pictures),
     )
 
 

@@ -48,9 +48,12 @@ def draw(found: Found, console: Console, *, full: bool) -> None:
 
 def _rows(exchange: Exchange, full: bool) -> Iterator[tuple[Text, Text]]:
     if exchange.query is None:
-        yield _label("prompt", 0, "bold"), Text(_cut(exchange.prompt, full))
+        asked = "" if full else exchange.asked
+        yield _label("question" if asked else "prompt", 0, "bold"), Text(_cut(asked or exchange.prompt, full))
     else:
         yield from _turn(exchange.query, exchange.query.role, 0, full)
+    for picture in exchange.pictures:
+        yield _label("picture", 0, "green"), Text(visible(picture), style="green")
     if exchange.about:
         yield Text(), Text(_facts(exchange.about), style="dim")
     for name, text in exchange.data.items():

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from sparring.advantages import is_dead
 from sparring.report.packing import Blocks, number, packed
+from sparring.report.pictures import Pictures
 
 LARGEST = 64_000_000
 """Bytes of texts in a page, compressed and in base64; beyond it threads are left out."""
@@ -24,7 +25,7 @@ REFERENCES = ("answer", "reference", "reference_answer", "target", "label", "sol
 
 _COLUMNS = (
     *("step", "index", "parent", "role", "model", "prompt", "text", "thought", "finish", "completion_tokens"),
-    *("payoff", "parts", "advantage", "trained", "info"),
+    *("payoff", "parts", "advantage", "trained", "info", "images"),
 )
 _SAID_ELSEWHERE = {"query", "query_text", "conversational", "task"}
 _OF_A_QUERY = {"text", "problem", "reserved", "columns"}
@@ -36,7 +37,8 @@ class Thread:
     """A query with all that replies to it, or (without a query) the answers to one prompt of a data set.
 
     turns: (turn, the place of the one it replies to among them or −1), a query first; about: what is known of the
-    query or prompt; more: longer texts of its data set by column, such as the reference answer.
+    query or prompt; more: longer texts of its data set by column, such as the reference answer. pictures: the names of
+    those that its prompts show; with them, asked: the question without the instructions around it.
     """
 
     step: int
@@ -45,6 +47,8 @@ class Thread:
     query: Mapping[str, Any] | None
     about: dict[str, str]
     more: dict[str, str]
+    pictures: list[str] = field(default_factory=list[str])
+    asked: str = ""
 
     @property
     def answers(self) -> list[Row]:
@@ -69,7 +73,8 @@ class Thread:
 class Turns:
     """All threads of several runs, as the page takes them.
 
-    head: what `browser.js` filters and sorts by; blocks: texts; left_out: threads that there was no room for.
+    head: what `browser.js` filters and sorts by; blocks: texts; shown: each thread's pictures, by their places in
+    `pictures`; left_out: threads that there was no room for.
     """
 
     names: Sequence[str]
@@ -88,6 +93,8 @@ class Turns:
     roles: dict[str, int] = field(default_factory=dict[str, int])
     finishes: dict[str, int] = field(default_factory=dict[str, int])
     problems: dict[str, int] = field(default_factory=lambda: {"": 0})
+    pictures: Pictures = field(default_factory=lambda: Pictures(several=False))
+    shown: list[list[int]] = field(default_factory=list[list[int]])
     left_out: int = 0
     notes: list[str] = field(default_factory=list[str])
 
@@ -117,12 +124,14 @@ class Turns:
                 "threads": self.threads,
                 "turns": self.turns,
                 "parts": {name: self.parts[name] for name in self.part_names},
+                **({"shown": self.shown, "pictures": self.pictures.columns()} if self.pictures else {}),
             }
         )
 
-    def add(self, run: int, thread: Thread) -> None:
-        """One more thread."""
+    def add(self, run: int, folder: Path, thread: Thread) -> None:
+        """One more thread, of a run that lies in a folder."""
         self.blocks.begin()
+        self.shown.append(self.pictures.add(self.names[run], folder, thread.pictures))
         row = {
             "run": run,
             "step": thread.step,
@@ -134,7 +143,7 @@ class Turns:
         }
         for name, value in row.items():
             self.threads[name].append(value)
-        asked = "" if thread.query is None else str(thread.query.get("text") or "")
+        asked = thread.asked if thread.query is None else str(thread.query.get("text") or "")
         said = str(thread.turns[0][0]["text"])
         self.blocks.add("prompt", thread.prompt)
         self.blocks.add("asked", "" if asked.strip() == said.strip() else asked)
@@ -184,7 +193,7 @@ def read_turns(runs: Sequence[tuple[str, Path]], largest: int = LARGEST) -> Turn
 
 
 def _collected(runs: Sequence[tuple[str, Path]], share: float, largest: int) -> Turns:
-    found = Turns([name for name, _ in runs])
+    found = Turns([name for name, _ in runs], pictures=Pictures(several=len(runs) > 1))
     met = 0
     for run, (name, folder) in enumerate(runs):
         for file in sorted((folder / "turns").glob("step-*.parquet")):
@@ -197,7 +206,7 @@ def _collected(runs: Sequence[tuple[str, Path]], share: float, largest: int) -> 
             for thread in threads:
                 met += 1
                 if int(met * share) > int((met - 1) * share):
-                    found.add(run, thread)
+                    found.add(run, folder, thread)
             if found.blocks.size > largest:
                 found.blocks.packed.clear()  # too many: only their size is asked for
     found.blocks.close()
@@ -218,7 +227,7 @@ def _threads_of(file: Path) -> Iterator[Thread]:
     for place, row in enumerate(rows):
         if prompts is not None and _is_first(row):  # a reply's prompt repeats, at length, what it replies to
             row["prompt"] = prompts[place].as_py()
-        row["parts"], row["info"] = object_of(row.get("parts")), object_of(row.get("info"))
+        row["parts"], row["info"] = object_of(row.get("parts")), noted(row)
     for _, group in groupby(sorted(rows, key=lambda row: row["step"]), key=lambda row: row["step"]):
         yield from threads_of(list(group))
 
@@ -234,7 +243,7 @@ def threads_of(rows: list[Row]) -> Iterator[Thread]:
 
     queries = {place for place, row in enumerate(roots) if _is_query(row, replies)}
     # Answers to one prompt of a data set were taken one after the other; a query stands alone.
-    kinds = [place if place in queries else str(row.get("prompt")) for place, row in enumerate(roots)]
+    kinds = [place if place in queries else (row.get("prompt"), images_of(row)) for place, row in enumerate(roots)]
     for _, places in groupby(range(len(roots)), key=kinds.__getitem__):
         at = list(places)
         yield _thread([roots[place] for place in at], replies, queried=at[0] in queries)
@@ -251,7 +260,23 @@ def _thread(roots: list[Row], replies: dict[int, list[Row]], queried: bool) -> T
     answers = [row for row, up in turns if up == (0 if queried else -1)]
     about, more = _known(asked, [row["info"] for row in answers])
     query = object_of(asked.get("query")) if queried else None
-    return Thread(roots[0]["step"], str(roots[0].get("prompt") or ""), turns, query, about, more)
+    pictures = list(dict.fromkeys(name for row, _ in turns for name in images_of(row)))
+    question = "" if queried or not pictures else str(roots[0]["info"].get("query_text") or "")
+    return Thread(roots[0]["step"], str(roots[0].get("prompt") or ""), turns, query, about, more, pictures, question)
+
+
+def images_of(row: Row) -> tuple[str, ...]:
+    """The names of the pictures that a turn's prompt shows."""
+    return tuple(map(str, row.get("images") or ()))
+
+
+def noted(row: Row) -> Mapping[str, Any]:
+    """What a game noted about a turn, but for what stands in a perceiver's words and prompt already."""
+    info = object_of(row.get("info"))
+    if "images" not in row:
+        return info
+    told = {"pictures", "well_formed", *(["description"] if str(info.get("description")) in str(row["text"]) else [])}
+    return {name: value for name, value in info.items() if name not in told}
 
 
 def _is_first(row: Row) -> bool:
