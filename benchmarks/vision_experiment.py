@@ -31,7 +31,7 @@ TEMPERATURES = (0.0, 1.0)
 Figures = dict[str, float]
 
 
-def play(arm: str, seed: int, out: Path) -> str:
+def play(arm: str, seed: int, out: Path, model: str) -> str:
     """One run to its end, from where it stopped, and its figures; the start has no run."""
     import torch
     from transformers.utils import logging
@@ -46,14 +46,15 @@ def play(arm: str, seed: int, out: Path) -> str:
     folder, file = out / name, out / "results" / f"{name}.json"
     if file.is_file():
         return name
-    settings = (*ARMS.get(arm, ()), "trackers=none", f"seed={seed}", "threads=1", "evaluation.every=0")
-    config = resolve(recipe("vision-sr1", "pictures"), None, (*settings, f"evaluation.seed={TEST_SEED}"))
+    fixed = ("trackers=none", "threads=1", "evaluation.every=0", f"evaluation.seed={TEST_SEED}")
+    settings = (*ARMS.get(arm, ()), *fixed, f"seed={seed}", f"model.path={json.dumps(model)}")
+    config = resolve(recipe("vision-sr1", "pictures"), None, settings)
     if arm != START:
         if (folder / "config.yaml").is_file():
             resume(folder)
         else:
             train(config, folder)
-    path = "pictures" if arm == START else str(folder)
+    path = model if arm == START else str(folder)
     figures = {str(t): looked(config, path, folder / "evaluations", t) for t in TEMPERATURES}
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] if arm != START else []
     seconds = sum(row.get("seconds/step", 0.0) for row in rows)
@@ -159,6 +160,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Vision-SR1 beside answers alone.")
     parser.add_argument("--out", type=Path, default=Path("runs/vision-experiment"))
+    parser.add_argument("--model", default="pictures", help="another start, of pictures.pretrain with another seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(200, 208)))
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2)
@@ -169,7 +171,7 @@ def main() -> None:
         os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
         jobs = [(START, 0), *((arm, seed) for seed in options.seeds for arm in options.arms)]
         with ProcessPoolExecutor(options.jobs) as pool:
-            for done in as_completed([pool.submit(play, arm, seed, options.out) for arm, seed in jobs]):
+            for done in as_completed([pool.submit(play, arm, seed, options.out, options.model) for arm, seed in jobs]):
                 print(done.result(), flush=True)
     found = read(options.out)
     text = table(found)

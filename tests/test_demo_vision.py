@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,14 +48,14 @@ def test_start_and_both_are_looked_at_on_the_same_pictures_greedily_and_at_tempe
     finished: tuple[Path, Result],
 ) -> None:
     out, _ = finished
-    places = {"pictures": "answer-only", "answer-only": "answer-only", "vision-sr1": "vision-sr1"}
+    places = {"start": "answer-only", "answer-only": "answer-only", "vision-sr1": "vision-sr1"}
     ids: list[list[str]] = []
     for name, arm in places.items():
         for called in ("lsr", "lsr-t1"):
-            file = out / arm / "evaluations" / f"{called}{'-start' if name == 'pictures' else ''}.json"
+            file = out / arm / "evaluations" / f"{called}{'-start' if name == 'start' else ''}.json"
             document = read_document(file)
             assert (document.kind, document.overall.n) == ("lsr", 12)
-            assert document.model.endswith(name)
+            assert document.model.endswith("pictures" if name == "start" else name)
             record = json.loads(file.read_text())
             assert set(record["fidelity"]) == {"all", "asked", "unasked"}
             looks = file.with_name(f"{file.stem}-looks.jsonl").read_text().splitlines()
@@ -81,15 +82,39 @@ def test_it_ends_with_the_table_the_page_and_what_to_do_next(finished: tuple[Pat
 
 def test_the_same_command_again_trains_nothing_and_other_settings_are_refused(finished: tuple[Path, Result]) -> None:
     out, _ = finished
-    weights = {arm: (out / arm / "model/model.safetensors").stat().st_mtime_ns for arm in ARMS}
-    metrics = {arm: RunFolder(out / arm).read_metrics() for arm in ARMS}
+    kept = _kept(out)
     other = demo(out, "learner.lr=0.001")
     assert other.exit_code == 2
-    assert "was begun with other settings" in other.output
+    assert "was begun with learner.lr=0.0003, not 0.001" in " ".join(other.output.split())
     again = demo(out)
     assert again.exit_code == 0, again.output
-    assert metrics == {arm: RunFolder(out / arm).read_metrics() for arm in ARMS}
-    assert set(weights) == set(ARMS)
+    assert kept == {
+        file: file.stat().st_mtime_ns for file in [*out.glob("*/model/*"), *out.glob("*/evaluations/outputs-*")]
+    }
+    assert sum(file.name.startswith("outputs-") for file in kept) >= 6
+
+
+def _kept(out: Path) -> dict[Path, int]:
+    """When models and answers were written."""
+    files = [*out.glob("*/model/*"), *out.glob("*/evaluations/outputs-*")]
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
+def test_threads_that_were_not_named_may_differ_when_it_goes_on(finished: tuple[Path, Result], tmp_path: Path) -> None:
+    out = tmp_path / "both"
+    shutil.copytree(finished[0], out)
+    for arm in ARMS:
+        file = out / arm / "config.yaml"
+        file.write_text(file.read_text().replace("threads: 1\n", "threads: 7\n"))
+    words = [word for word in SMALL if word != "threads=1"]
+    again = CliRunner().invoke(main, ["demo-vision", "--out", str(out), *words])
+    assert again.exit_code == 0, again.output
+
+
+def test_what_the_demo_compares_can_not_be_set() -> None:
+    refused = CliRunner().invoke(main, ["demo-vision", "game.perception.visual_weight=0.5"])
+    assert refused.exit_code == 2
+    assert "game.perception.visual_weight is what the demo compares" in refused.output
 
 
 @pytest.mark.slow

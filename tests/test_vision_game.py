@@ -182,7 +182,21 @@ def test_a_trained_reader_is_compared_question_by_question() -> None:
     assert sorted(groups) == [["what colour?"] * 2, ["what colour?"] * 2, ["what thing?"] * 2]  # one the perceiver's
 
 
-@pytest.mark.parametrize("also", ["what?", [{"answer": "red"}], [3], {"question": "what?"}])
+def test_sources_that_hardly_two_rows_share_are_told_apart_by_type() -> None:
+    rows = [
+        Row("what colour?", columns={"answer": "red", "source": f"{i}.png", "problem_type": "word"}, images=(png(i),))
+        for i in range(13)
+    ]
+    replies, read = [said("a red ball", "red")] * 13, [r"\boxed{red}"] * 12 + [r"\boxed{blue}"]
+    vision, turns, payoffs = played(replies, read, rows=rows, n_answers=1)
+    figures = {name: value for name, value in vision.metrics(turns, payoffs).items() if "/reader/" in name}
+    assert {name for name in figures if name.startswith("vision/")} == {"vision/reader/all", "vision/reader/word"}
+    assert figures["vision/reader/word"] == pytest.approx(12 / 13)
+
+
+@pytest.mark.parametrize(
+    "also", ["what?", [{"answer": "red"}], [{"question": "how many?"}], [3], {"question": "what?"}]
+)
 def test_further_questions_of_another_form_are_named(also: Any) -> None:
     row = Row("what colour?", columns={"answer": "red", "also": also}, images=(png(1),))
     with pytest.raises(ValueError, match=r"the row that asks 'what colour\?'.*column also must be a list"):

@@ -28,7 +28,7 @@ from sparring.games.challenge import (
 from sparring.games.dataset import Dataset
 from sparring.games.lsp import LSP, LSPZero
 from sparring.games.quality import ProgramQuality, Quality, ReferenceQuality
-from sparring.games.vision import Combination, Decoupled, Vision, summed
+from sparring.games.vision import FURTHER, Combination, Decoupled, Vision, summed
 from sparring.learner import ExactKL, KLPenalty, Learner, SampledKL, Update
 from sparring.lm.base import SamplingParams
 from sparring.lm.load import resolve_dtype
@@ -172,10 +172,15 @@ def build_game(config: RunConfig, ranks: Ranks = ALONE) -> Game:
 
 
 def _vision(game: GameConfig, domain: Domain, reward: Reward) -> Vision:
-    p = game.perception
+    p, prompts = game.perception, _prompts(game, domain)
+    if p.extra_questions and not any(row.columns.get(FURTHER) is not None for row in prompts.rows):
+        raise ValueError(
+            f"game.perception.extra_questions is {p.extra_questions}, and no row of {prompts.name} has a column "
+            f"{FURTHER} (a list of {{question, answer}}): add it, or set 0"
+        )
     return Vision(
         solver=solver_role(game, domain),
-        prompts=_prompts(game, domain),
+        prompts=prompts,
         reward=reward,
         n_queries=game.n_queries,
         n_answers=game.n_answers,

@@ -41,6 +41,8 @@ from sparring.verify.extract import boxed
 logger = logging.getLogger(__name__)
 
 EPSILON = 1e-6
+MOST_SOURCES = 12
+"""Sources of one step that figures are told apart by."""
 FURTHER = "also"
 """The column with further questions of a row's picture."""
 
@@ -165,14 +167,21 @@ class Vision(Dataset):
         return figures | self._by_source(turns, payoffs)
 
     def _by_source(self, turns: Sequence[Turn], payoffs: Payoffs) -> dict[str, float]:
-        """The reader's accuracy by where a question comes from."""
-        found: dict[str, list[float]] = {}
+        """The reader's accuracy in all, and by where a question comes from; where that is a file or the like, which
+        hardly two rows share, by its type."""
+        read: list[tuple[Turn, float]] = []
         for turn in of_role(turns, self.solver):
             part = payoffs[turn].parts.get("visual") if turn in payoffs else None
             if part is not None:  # weighted
-                for name in ("all", str(turn.info.get("source") or turn.info.get("problem_type") or "other")):
-                    found.setdefault(name, []).append(part / self.visual_weight)
-        return {f"vision/reader/{name}": _share(parts) for name, parts in found.items()}
+                read.append((turn, part / self.visual_weight))
+        found = {"all": [share for _, share in read]} if read else {}
+        for column in ("source", "problem_type"):
+            names = [str(turn.info.get(column) or turn.info.get("problem_type") or "other") for turn, _ in read]
+            if len(set(names)) <= MOST_SOURCES:
+                for name, (_, share) in zip(names, read, strict=True):
+                    found.setdefault("other" if name == "all" else name, []).append(share)
+                break
+        return {f"vision/reader/{name}": _share(shares) for name, shares in found.items()}
 
     def _right(self, turns: Sequence[Turn]) -> dict[Turn, float | None]:
         """Of both passes' answers, asked of the reward at once."""
@@ -209,7 +218,10 @@ class Vision(Dataset):
     def _others(self, turn: Turn) -> list[dict[str, Any]]:
         given: Any = turn.prompt.info.get(FURTHER) or []
         try:
-            return [{**one, "query_text": str(one["question"])} for one in given[: self.extra_questions]]
+            return [
+                {**one, "query_text": str(one["question"]), "answer": one["answer"]}
+                for one in given[: self.extra_questions]
+            ]
         except (TypeError, KeyError) as error:
             raise ValueError(
                 f"the row that asks {turn.info['query_text']!r:.80}: its column {FURTHER} must be a list of objects "

@@ -133,7 +133,7 @@ class PerceptionConfig(Section):
     )
     extra_questions: Annotated[int, Field(ge=0)] = Field(
         default=0,
-        description="further questions of a picture that the reader is asked about each description, from the row's "
+        description="at most so many further questions of a picture that the reader is asked about each description, from the row's "
         "column `also` (a list of {question, answer}); the visual part is then the share that it gets right",
     )
     reader_weight: NotNegative = Field(
