@@ -413,7 +413,11 @@ ALPACA = ("alpaca-eval", "one", "--base", "two", "--instructions", "set.json")
             "--judge-prompt: can't read the prompt file nope",
         ),
         (1, (*WIN, "--judge", "local:two", "--judge-prompt", "score.py"), "score.py has no placeholder {instruction}"),
-        (1, (*WIN, *BY_LENGTH, "--out", "prompts.jsonl"), "--out: can't write in prompts.jsonl (File exists)"),
+        (
+            1,
+            (*WIN, *BY_LENGTH, "--out", "prompts.jsonl"),
+            "--out: prompts.jsonl is a file or within one, and results need a folder",
+        ),
         (2, (*WIN, *BY_LENGTH, "--name", "a/b"), "--name 'a/b' can't be a file's name: 'a-b' could"),
         (2, (*WIN, *BY_LENGTH, "--base", "one"), "--base: one would be compared with itself"),
         (1, (*WIN, *BY_LENGTH, "--base", "./nope"), "nope: no such folder"),

@@ -77,6 +77,7 @@ def test_it_ends_with_the_table_the_page_and_what_to_do_next(finished: tuple[Pat
         assert word in " ".join(result.output.split()), result.output
     page = (out / "report.html").read_text()
     assert "against LSR" in page
+    assert "language shortcuts from" in page
     assert all(any((out / arm / "pictures").iterdir()) for arm in ARMS)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sparring.evaluation.accuracy import harness_document
 from sparring.evaluation.comparison import Outcome, compare
-from sparring.evaluation.document import Figure, document, read_document, slug
+from sparring.evaluation.document import Figure, document, is_own, read_document, slug
 from sparring.evaluation.harness import HarnessRecord
 from sparring.evaluation.winrate import BothOrders, win_rates
 from sparring.files import write_json_atomic
@@ -131,3 +131,40 @@ def test_a_task_of_the_harness_is_a_subset() -> None:
     assert tagged["overall"]["accuracy"] == pytest.approx((0.5 + 0.75 + 0.125) / 3)
     with pytest.raises(ValueError, match=r"--tasks: .* no accuracy"):
         harness_document([record("wiki", "word_perplexity", 23.0)], "m", {"tasks": ["wiki"]})
+
+
+@pytest.mark.parametrize(
+    ("where", "given", "written"),
+    [
+        (".", "runs/sr1", "runs/sr1"),
+        (".", "./runs/sr1/model", "./runs/sr1/model"),
+        ("runs", "sr1", "sr1"),
+        ("runs/sr1", ".", "runs/sr1"),
+        ("runs/sr1/model", ".", "sr1/model"),
+        ("runs/sr1", "model", "sr1/model"),
+        ("runs/other", "../sr1", "runs/sr1"),
+        ("runs/other", "../sr1/model", "sr1/model"),
+        (".", "latest", "runs/sr1"),
+        (".", "latest/model", "sr1/model"),
+        (".", "runs/../latest", "runs/sr1"),
+        (".", "llama", "llama"),  # a link to a model that is no run's
+        ("runs", "../start", "store/start"),
+        (".", "org/not-here", "org/not-here"),
+    ],
+)
+def test_a_model_is_known_again_from_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, given: str, written: str
+) -> None:
+    home = tmp_path / "store"
+    for name in ("sr1", "other"):
+        (home / "runs" / name / "model").mkdir(parents=True)
+        (home / "runs" / name / "config.yaml").touch()
+    (home / "start").mkdir()
+    (home / "llama").symlink_to("start")
+    (home / "latest").symlink_to("runs/sr1")
+    monkeypatch.chdir(home / where)
+    content = document("lsr", "lsr", "lsr", model=given, base=None, body={"overall": {}, "subsets": {}}, settings={})
+    assert content["model"] == written
+    monkeypatch.chdir(tmp_path)
+    assert is_own(content["model"], home / "latest") is ("sr1" in written)
+    assert not is_own(content["model"], home / "runs" / "other")

@@ -558,3 +558,10 @@ def test_a_cache_that_can_not_be_written_ends_the_judging(server: ChatServer, ju
         judge.judge(pairs(12))
     assert len(server.requests) <= 1
     judge.close()
+
+
+def test_a_model_that_is_not_there_is_told_by_its_option(server: ChatServer, judge_of: Make) -> None:
+    for more, option in (({}, "--judge"), ({"option": "--grader"}, "--grader")):
+        server.script = [status(404, {"error": {"message": "The model `gpt-x` does not exist"}})]
+        with pytest.raises(JudgeError, match=rf"the model 'gpt-x' is not there .*; check {option};"):
+            judge_of(server, Ranked(), **more).judge(pairs(1))

@@ -170,6 +170,22 @@ def test_a_changed_weight_changes_the_fingerprint(folder: Path, tmp_path: Path) 
     assert fingerprint(copy) != fingerprint(folder)
 
 
+def test_a_story_told_anew_leaves_the_fingerprint(folder: Path, tmp_path: Path) -> None:
+    copy = save_tiny_llama(tmp_path / "copy", initializer_range=0.2)
+    for finished in ("noon", "night"):
+        (copy / "lineage.json").write_text(finished)
+        (copy / "README.md").write_text(finished)
+        assert fingerprint(copy) == fingerprint(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_changed_file_changes_the_fingerprint(folder: Path, tmp_path: Path, name: str) -> None:
+    copy = save_tiny_llama(tmp_path / "copy", initializer_range=0.2)
+    with (copy / name).open("a") as file:
+        file.write(" ")
+    assert fingerprint(copy) != fingerprint(folder)
+
+
 def test_an_adapters_fingerprint_has_its_bases(tmp_path: Path) -> None:
     base = save_tiny_llama(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(base)

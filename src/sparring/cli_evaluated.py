@@ -57,6 +57,8 @@ class Subject:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"--out: {folder} is a file or within one, and results need a folder") from error
         except OSError as error:
             raise ValueError(f"--out: can't write in {folder} ({error.strerror})") from error
         return folder

@@ -145,12 +145,17 @@ def lsr(
     given.check()
     _require_grader(seeing, grader, given, judge_answers=judge_answers, self_grader=self_grader)
     with quiet_screen("lsr") as (console, say), _graded(grader, seeing, given, judge_answers) as opened:
-        results = _results(seeing, given, temperatures, opened, say)
+        results, without = _results(seeing, given, temperatures, opened, say)
     from sparring.evaluation.tables import lsr_table
 
-    console.print(lsr_table([(_label(one, t), result.figures) for one, t, result, _ in results]))
+    if results:
+        console.print(lsr_table([(_label(one, t), result.figures) for one, t, result, _ in results]))
     for *_, file in results:
         click.echo(f"Written to {shown(file)}")
+    if without:
+        raise ValueError(
+            f"the grader gave no verdict that can be read for {'; '.join(without)}: check --grader, --judge-tokens"
+        )
 
 
 @dataclass(frozen=True)
@@ -198,10 +203,12 @@ def _results(
     temperatures: Sequence[float],
     opened: Callable[[], tuple[str, SufficiencyGrader]],
     say: Said,
-) -> list[tuple[Subject, float, Result, Path]]:
-    """All models look first: a grader's model needs no memory while they do."""
-    from sparring.evaluation.lsr import Result, observed
+) -> tuple[list[tuple[Subject, float, Result, Path]], list[str]]:
+    """The results, and the labels of models that have none, for want of a verdict. All models look first: a grader's
+    model needs no memory while they do."""
+    from sparring.evaluation.lsr import observed
 
+    seeing.first.folder(given.out)  # before data are fetched
     seed = given.seed_of(seeing.first.config)
     items = given.items(seeing.config(seeing.first), say)
     looked: list[tuple[Subject, float, list[Observed]]] = []
@@ -211,7 +218,21 @@ def _results(
             for temperature in dict.fromkeys(temperatures):
                 asked = {"temperature": temperature, "seed": seed, "max_new_tokens": given.max_new_tokens}
                 looked.append((one, temperature, observed(seeing.config(one), items, folder, say, **asked)))
+    return _graded_results(seeing, given, looked, opened, say)
+
+
+def _graded_results(
+    seeing: Seeing,
+    given: Given,
+    looked: Sequence[tuple[Subject, float, list[Observed]]],
+    opened: Callable[[], tuple[str, SufficiencyGrader]],
+    say: Said,
+) -> tuple[list[tuple[Subject, float, Result, Path]], list[str]]:
+    """See `_results`; each is written as soon as it is graded."""
+    from sparring.evaluation.lsr import NoVerdictError, Result
+
     results: list[tuple[Subject, float, Result, Path]] = []
+    without: list[str] = []
     with going_on(seeing.first.folder(given.out)):
         who, grader = opened()
         for one, temperature, found in looked:
@@ -219,21 +240,25 @@ def _results(
             settings = {
                 "grader": who,
                 "temperature": temperature,
-                "seed": seed,
-                "n": len(items),
+                "seed": given.seed_of(seeing.first.config),
+                "n": len(found),
                 "prompts": given.prompts,
                 "split": given.split,
                 "max_new_tokens": given.max_new_tokens or config.game.solver.max_new_tokens,
                 "domain": config.game.domain,
             }
             name = given.called(temperature)
-            result = Result.of(found, config, grader, name=name, model=one.path, settings=settings)
+            try:
+                result = Result.of(found, config, grader, name=name, model=one.path, settings=settings)
+            except NoVerdictError:
+                without.append(f"{_label(one, temperature)} (of {len(found)})")
+                continue
             file = seeing.file(one, name, given.out)
             result.write(file)
             if result.figures.unread:
-                say(f"{one.path}: {result.figures.unread} of {len(items)} descriptions have no verdict")
+                say(f"{one.path}: {result.figures.unread} of {len(found)} descriptions have no verdict")
             results.append((one, temperature, result, file))
-    return results
+    return results, without
 
 
 def _label(one: Subject, temperature: float) -> str:

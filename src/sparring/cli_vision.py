@@ -75,8 +75,8 @@ def vision(
     name = named(name, "vision")
     asked = {"temperature": temperature, "seed": seed, "max_new_tokens": max_new_tokens}
     with quiet_screen(name) as (console, say):
-        items = {one.name: one.items(split, say, n) for one in chosen}
         folder = seeing.first.folder(out)
+        items = {one.name: one.items(split, say, n) for one in chosen}
         opening = nullcontext(None) if judge is None else judge.opening(seeing.first.config, folder)
         with opening as opened, going_on(folder):
             found = {

@@ -116,6 +116,7 @@ class Writing:
             key=self.judge_key,
             timeout=self.judge_timeout,
             concurrency=self.concurrency,
+            option=self.option,
         )
 
     def _local(self, config: RunConfig) -> Callable[[Template], Judge]:

@@ -73,6 +73,8 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 def write_error(path: Path, error: OSError) -> RunFolderError:
     """What a disk's refusal is to the user."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return RunFolderError(f"{path} could not be written: it is a file or within one, and a folder is needed")
     return RunFolderError(
         f"{path} could not be written: {error.strerror or error} ({free_bytes(path) / 1e6:.1f} MB free). "
         "Free some space, make the folder writable, or choose another folder (--out)"

@@ -59,9 +59,10 @@ def document(
     body: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of a file; body has `overall`, `subsets` and what a kind adds."""
+    """The content of a file; body has `overall`, `subsets` and what a kind adds. A model that is a folder here is
+    written as `placed` names it."""
     assert kind in KINDS
-    head = {"schema": SCHEMA, "kind": kind, "name": name, "metric": metric, "model": model, "base": base}
+    head = {"schema": SCHEMA, "kind": kind, "name": name, "metric": metric, "model": placed(model), "base": base}
     return {**head, **{key: value for key, value in body.items() if key != "schema"}, "settings": dict(settings)}
 
 
@@ -93,8 +94,27 @@ def read_document(path: Path) -> Document:
     )
 
 
+def placed(model: str) -> str:
+    """A model as another working directory can know it again: a folder that was named by . or .., and a run that was
+    named by a link, by the last two parts of where it lies; anything else as it was given."""
+    given = Path(model)
+    if not given.is_dir():
+        return model
+    parts, lies = given.parts, given.resolve().parts
+    # A link to a plain model stays: its name says more than the place in a store that it leads to.
+    named = bool(parts) and ".." not in parts and not _is_run(given)
+    told = parts not in ((), ("model",)) and lies[-len(parts) :] == parts
+    return model if named or told else PurePath(*lies[-2:]).as_posix()
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether this is a run's folder, or that of its model."""
+    run = folder.parent if folder.name == "model" else folder
+    return (run / "config.yaml").is_file()
+
+
 def is_own(model: str, run: Path) -> bool:
-    """Whether an evaluation's model is this run's, from wherever it was named.
+    """Whether an evaluation's model, as `placed` names it, is this run's.
 
     >>> is_own("runs/lsp", Path("/home/runs/lsp")), is_own("runs/lsp/model", Path("/home/runs/lsp"))
     (True, True)

@@ -67,6 +67,10 @@ def observed(
     return observe(sampler, solver_role(game, domain), reader_role(game, domain), items, temperature)
 
 
+class NoVerdictError(ValueError):
+    """A grader said nothing that can be read, so there is no rate."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What came of one model at one temperature: its document, its figures, and each item as a row."""
@@ -89,7 +93,8 @@ class Result:
         """Answers judged by the configuration's reward, descriptions by the grader.
 
         Raises:
-            ValueError: the configuration has no reward, or the grader gave no verdict that can be read.
+            ValueError: the configuration has no reward.
+            NoVerdictError: the grader gave no verdict that can be read.
         """
         domain = game_domain(config.game)
         reward = build_reward(config, domain)
@@ -104,7 +109,7 @@ class Result:
             reward.close()
         figures = Perception.of(seen)
         if figures is None:
-            raise ValueError(
+            raise NoVerdictError(
                 f"{model}: the grader gave no verdict that can be read (of {len(seen)}): check --grader, --judge-tokens"
             )
         items = [one.item for one in found]

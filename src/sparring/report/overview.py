@@ -49,18 +49,18 @@ class Line:
 
 
 def headline(methods: Sequence[Method], rates: Methods | None, looked: Sequence[Evaluated] = ()) -> str:
-    """How many, and from where to where their win rates, or their shortcuts, go; no claim which is best, which the
-    intervals must say."""
+    """How many, and from where to where their shortcuts go, or where nobody looked their win rates; no claim which is
+    best, which the intervals must say."""
     runs = sum(len(method.runs) for method in methods)
     if len(methods) == 1:
         many = f"{methods[0].name}, {runs} seeds"
     else:
         many = f"{len(methods)} methods side by side" if runs > len(methods) else f"{runs} runs side by side"
+    shortcuts = sorted((p.figures["lsr"].value, p.name) for one in looked[:1] for p in one.points if p.method)
+    if len(shortcuts) > 1:
+        (low, few), (high, most) = shortcuts[0], shortcuts[-1]
+        return f"{many}: language shortcuts from {percent(low)} ({few}) to {percent(high)} ({most}) of the answers"
     if rates is None:
-        shortcuts = sorted((p.figures["lsr"].value, p.name) for one in looked[:1] for p in one.points if p.method)
-        if len(shortcuts) > 1:
-            (low, few), (high, most) = shortcuts[0], shortcuts[-1]
-            return f"{many}: language shortcuts from {percent(low)} ({few}) to {percent(high)} ({most}) of the answers"
         return f"{many}; no evaluation that they have in common"
     found = sorted((figures[OVERALL].value, name) for name, figures in rates.rows)
     (low, worst), (high, best) = found[0], found[-1]

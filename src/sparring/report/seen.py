@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from sparring.evaluation.document import Document, Figure, read_document
+from sparring.evaluation.document import Document, Figure, is_own, read_document
 from sparring.report.numbers import is_number
 
 KIND = "lsr"
@@ -53,7 +53,7 @@ def read_looked(file: Path, run: Path) -> Looked:
             figures[name] = figure
     return Looked(
         document,
-        _is_own(document.model, run),
+        is_own(document.model, run),
         figures,
         dict(_fidelity(content.get("fidelity"))),
         unread,
@@ -79,11 +79,3 @@ def _fidelity(content: Any) -> Iterator[tuple[tuple[str, str], float]]:
         for name in ("precision", "recall"):
             if isinstance(figures, Mapping) and is_number(figures.get(name)):
                 yield (str(part), name), float(figures[name])
-
-
-def _is_own(model: str, run: Path) -> bool:
-    """Whether a document's model is this run, as it may have been named from anywhere."""
-    parts = PurePath(model).parts
-    if parts[-1:] == ("model",):
-        parts = parts[:-1]
-    return bool(parts) and run.resolve().parts[-len(parts) :] == parts

@@ -57,6 +57,7 @@ class EndpointJudge:
         concurrency: requests under way at once.
         extra: more of the request's fields (chat_template_kwargs, seed), replacing the style's own; None removes one.
         backoff: seconds; pauses are drawn from 0 to 1, 2, 4, 8 ... times this.
+        option: what the model was given as, for messages.
 
     Raises:
         ValueError: url is no http address, names a user or has a query, or the key has characters that no key has.
@@ -75,11 +76,12 @@ class EndpointJudge:
         concurrency: int = 16,
         extra: Mapping[str, Any] | None = None,
         backoff: float = 1.0,
+        option: str = MODEL,
     ) -> None:
         self._url = _endpoint(url)
         # No other address is sent OpenAI's key unless it is named.
         self._variable = key or (OPENAI_KEY if str(self._url).startswith(f"{OPENAI}/") else "")
-        self._model, self._style = model, style
+        self._model, self._style, self._option = model, style, option
         self._template = template or open_template(style.name)
         self._timeout, self._attempts, self._backoff = timeout, retries + 1, backoff
         self._concurrency = concurrency
@@ -175,7 +177,7 @@ class EndpointJudge:
         if status == HTTPStatus.BAD_REQUEST and any(sign in response.text for sign in UNANSWERABLE):
             return Verdict(None, told)
         if status == HTTPStatus.NOT_FOUND and "model" in response.text:
-            raise self._error(f"the model {self._model!r} is not there ({told}); check {MODEL}", pair)
+            raise self._error(f"the model {self._model!r} is not there ({told}); check {self._option}", pair)
         hint = "; take --judge-style ranked, if it has no log-probabilities" if "logprobs" in response.text else ""
         raise self._error(told + hint, pair)
 

@@ -25,6 +25,9 @@ from sparring.sampling.local import LocalSampler
 from sparring.settings import ModelConfig
 from sparring.types import Prompt
 
+LINEAGE = "lineage.json"
+"""A model's story, which every resume of its run tells anew."""
+
 TOO_LONG = Verdict(None, "not judged: longer than the model's context")
 
 
@@ -196,10 +199,11 @@ class RankingJudge:
 
 
 def fingerprint(folder: Path) -> str:
-    """Names a model by the content of its folder, and of its base's where it is an adapter."""
+    """Names a model by the content of its folder but for its story, and of its base's where it is an adapter."""
     patterns = ("*.safetensors", *CONFIG_FILES)
     contents: list[Any] = []
-    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file() and path.name != LINEAGE}
+    for path in sorted(found):
         with path.open("rb") as file:
             contents.append([path.name, file_digest(file, "sha256").hexdigest()])
     if is_adapter(folder):
