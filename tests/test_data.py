@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from real_data import real_data
 from sparring.data import PromptSet, Row
 from sparring.data import load_prompts as load
+from sparring.data_images import images_of
 from sparring.report.run import read_run
 from sparring.rewards.base import RESERVED
 
@@ -130,6 +131,32 @@ def test_trls_conversational_prompt_is_messages(tmp_path: Path, ending: str) -> 
     assert prompts.rows == [Row("how much?", tuple(talk), {"id": 1}), Row("how much?", tuple(talk), {"id": 2})]
     assert prompts.skipped == 1
     assert load_prompts(write(tmp_path, ending, ROWS)).rows[0].messages is None
+
+
+@pytest.mark.parametrize("as_messages", [False, True])
+def test_half_a_character_is_left_out_named_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, as_messages: bool
+) -> None:
+    texts = ["one", "half \ud800", "two"]
+    rows = [{"prompt": [{"role": "user", "content": text}] if as_messages else text} for text in texts]
+    path = write(tmp_path, "jsonl", rows)
+    with caplog.at_level("WARNING"):
+        assert [row.query for row in load_prompts(path).rows] == ["one", "two"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"left out: {path}, row 2: its prompt holds half a character (a lone surrogate)",
+        f"{path}: 1 of 3 rows are left out, as their prompts hold half a character",
+    ]
+    with pytest.raises(ValueError, match="the prompts of all its 1 rows hold half a character"):
+        load_prompts(write(tmp_path, "jsonl", rows[1:2]))
+
+
+def test_a_row_of_the_hub_names_no_file_of_this_machine(tmp_path: Path) -> None:
+    entry = str(tmp_path / "secret.png")
+    for given_image in (entry, {"bytes": None, "path": "../secret.png"}):
+        with pytest.raises(ValueError, match=r"row 1: its images are named by a path .* must hold the images"):
+            images_of({"images": [given_image]}, None, "owner/name, row 1")
+    assert images_of({"images": [b"png"]}, None, "owner/name, row 1") == (b"png",)
+    assert images_of({"images": [entry, "../b.png"]}, tmp_path, "mine") == (Path(entry), tmp_path / "../b.png")
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])

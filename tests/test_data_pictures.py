@@ -22,7 +22,7 @@ from sparring.cli import main
 from sparring.data import load_prompts
 from sparring.data_pictures import Columns, convert
 from sparring.files import RunFolderError
-from sparring.images import Picture
+from sparring.images import MAX_PIXELS, Picture
 from test_images import bomb
 
 COLUMNS = ["problem", "answer", "images", "problem_type", "source"]
@@ -115,6 +115,45 @@ def test_what_cannot_be_used_is_counted_skipped_and_named(photos: Path, tmp_path
     assert all(row["reason"].startswith("it is not JSON") for row in told[-3:])
     assert made.reasons[0] == "row 2: gone.png: no such file"
     assert len(read(tmp_path / "mine")) == 2
+
+
+def test_images_lie_in_their_folder(photos: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes((photos / "a.png").read_bytes())
+    (photos / "link.png").symlink_to(secret)
+    names = [str(secret), "../secret.png", "more/../../secret.png", "link.png"]
+    inside = ["more/../a.png", str(photos / "a.png")]
+    made = convert(table(photos, [asked(name) for name in names + inside]), tmp_path / "mine")
+    assert (made.rows, made.skipped) == (2, 4)
+    assert made.reasons == [f"row {n}: {name}: lies outside {photos}" for n, name in enumerate(names, 1)]
+    (tmp_path / "linked").symlink_to(photos)
+    assert convert(photos / "rows.jsonl", tmp_path / "two", images=tmp_path / "linked").rows == 2
+
+
+def test_the_table_is_never_what_it_replaces(photos: Path, tmp_path: Path) -> None:
+    path = table(photos, [asked("a.png")], "mine-skipped.jsonl")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"is where the rows that mine skips are listed"):
+        convert(path, photos / "mine")
+    assert path.read_bytes() == before and not (photos / "mine").exists()
+    convert(path, tmp_path / "mine")
+    inside = table(tmp_path / "mine", [asked("a.png")])
+    with pytest.raises(ValueError, match="would remove it"):
+        convert(inside, tmp_path / "mine", images=photos, overwrite=True)
+    assert inside.is_file()
+
+
+def test_a_folder_that_can_not_be_made_is_named_as_the_command_calls_it(photos: Path) -> None:
+    ran = CliRunner().invoke(main, ["data", "pictures", str(table(photos, [asked("a.png")])), "/proc/x/ds"])
+    assert ran.exit_code == 1
+    assert "/proc/x/ds could not be written" in ran.stderr and "as OUT" in " ".join(ran.stderr.split())
+    assert "--out" not in ran.stderr
+
+
+def test_the_bound_on_pixels_is_no_larger_than_the_readers(photos: Path, tmp_path: Path) -> None:
+    command = ["data", "pictures", str(table(photos, [asked("a.png")])), str(tmp_path / "mine"), "--max-pixels"]
+    assert CliRunner().invoke(main, [*command, str(MAX_PIXELS + 1)]).exit_code == 2
+    assert CliRunner().invoke(main, [*command, str(MAX_PIXELS)]).exit_code == 0
 
 
 def test_a_bomb_is_never_decoded(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

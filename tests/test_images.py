@@ -8,6 +8,8 @@ import os
 import pickle
 import struct
 import threading
+import tracemalloc
+import warnings
 import zlib
 from pathlib import Path
 
@@ -84,6 +86,34 @@ def test_every_mode_becomes_rgb() -> None:
     cmyk = Image.fromarray(noise(16, 16) // 64 * 64).convert("CMYK")
     error = pixels(encoded(cmyk, "JPEG", quality=100)).astype(int) - np.asarray(cmyk.convert("RGB"))
     assert abs(error).mean() < 25, "not inverted"
+
+
+@pytest.mark.parametrize("levels", [np.uint16, np.int32])
+def test_deep_greys_take_little_memory(levels: type) -> None:
+    side = 1000
+    grey = np.arange(side * side).reshape(side, side) % 65536
+    data = encoded(Image.fromarray(grey.astype(levels)), "TIFF")
+    Picture.open(data)
+    tracemalloc.start()
+    seen = pixels(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (seen == (grey >> 8)[..., None]).all()
+    assert peak < 16 * side * side
+
+
+def test_negative_and_larger_levels_are_the_nearest() -> None:
+    grey = np.array([[-5, 0], [65535, 10**6]], dtype=np.int32)
+    assert pixels(encoded(Image.fromarray(grey), "TIFF"))[..., 0].tolist() == [[0, 0], [255, 255]]
+
+
+def test_pillows_own_bound_is_not_met_and_no_thread_touches_anothers_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, touched = bomb(9_500, 10_000), []
+    assert (Image.MAX_IMAGE_PIXELS or 0) < 9_500 * 10_000
+    with monkeypatch.context() as patch:
+        patch.setattr(warnings, "simplefilter", lambda *how: touched.append(how))
+        size = header(data, name="row 3")
+    assert (size, touched) == ((9_500, 10_000), [])
 
 
 def test_what_is_transparent_is_white() -> None:

@@ -37,6 +37,7 @@ from sparring.games.perception import description_of
 from sparring.images import Picture, PictureError
 from sparring.lm.base import SamplingParams
 from sparring.recipes import recipe
+from sparring.report.seen import read_looked
 from sparring.rewards.base import Reward
 from sparring.roles import Role
 from sparring.types import Prompt
@@ -312,6 +313,16 @@ def test_a_function_grades_like_a_reward() -> None:
         ("", "Yes", "no", False),
         ("", "Yes", "", False),
         (None, "red", r"\boxed{", False),
+        *((None, "A", text, True) for text in (r"\boxed{A.}", r"\boxed{A)}", r"\boxed{A:}", r"\boxed{**A**}", "A")),
+        (None, "B", "Option B", True),
+        ("free-form", "B", "B. cat", True),
+        (None, "B", r"\boxed{A, B}", False),
+        (None, "left", r"\boxed{felt}", False),
+        (None, "Paris", r"\boxed{pairs}", False),
+        (None, "2x+1", r"\boxed{2x-1}", False),
+        (None, "x", r"\boxed{-x}", False),
+        (None, "10 km", r"\boxed{10 m}", False),
+        (None, "black-and-white", "Black and white.", True),
     ],
 )
 def test_the_rule(kind: str | None, gold: str, text: str, right: bool) -> None:
@@ -355,6 +366,16 @@ def rows(tmp_path: Path) -> Path:
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     return tmp_path / "rows.jsonl"
+
+
+@pytest.mark.parametrize("answer", ["", "  ", None])
+def test_a_blank_answer_is_a_missing_one(tmp_path: Path, answer: str | None) -> None:
+    from sparring.data import load_prompts
+
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"problem": "what?", "answer": answer, "images": ["a.png"]}))
+    with pytest.raises(ValueError, match=r"rows\.jsonl/1: the row has no answer"):
+        items_of(load_prompts(str(tmp_path / "rows.jsonl")), print)
 
 
 def test_rows_without_a_readable_picture_are_named_and_left_out(rows: Path) -> None:
@@ -542,6 +563,30 @@ def test_runs_compare_by_their_own_results_though_the_starts_lie_beside_them(her
     assert (here / "lsr.svg").is_file()
 
 
+@pytest.mark.parametrize(("where", "name"), [("run", "."), ("text-run", "../run"), (".", "link"), ("run/model", "../")])
+def test_a_runs_own_result_is_known_however_the_run_was_named(
+    here: Path, monkeypatch: pytest.MonkeyPatch, where: str, name: str
+) -> None:
+    (here / "link").symlink_to("run")
+    monkeypatch.chdir(here / where)
+    done(name, "--n", 1, "--max-new-tokens", 2)
+    monkeypatch.chdir(here.parent)
+    file = here / "run/evaluations/lsr.json"
+    assert read(file)["model"] == f"{here.name}/run"
+    assert read_looked(file, here / "run").own
+    (file.parent / "lsr-z.json").write_text(json.dumps(read(file) | {"model": "start", "settings": {"of": "start"}}))
+    ((_, figures),) = Methods.of([here / "run"], "lsr").rows
+    assert figures["overall"].value == read(file)["overall"]["lsr"]
+
+
+def test_a_file_for_the_folder_of_results_is_told_before_anything_is_asked(here: Path) -> None:
+    (here / "afile").touch()
+    for out in ("afile", "afile/within"):
+        message = refused("run", "--n", 1, "--out", out)
+        assert message == f"--out: {out} is a file or within one, and results need a folder"
+    assert not (here / "run/evaluations").exists()
+
+
 def test_nothing_is_answered_twice_and_an_interrupted_call_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
     from sparring.evaluation import answers
@@ -641,6 +686,18 @@ def test_verdicts_that_can_not_be_read_are_counted_and_bounded(here: Path, rows:
     server.usual = lambda handler, request: handler.send(200, completion("no idea"))
     said = refused(*words, "--judge-cache", "other.sqlite")
     assert "gave no verdict that can be read" in said
+
+
+def test_models_without_any_verdict_leave_the_others_their_results(here: Path, rows: Path, server: ChatServer) -> None:
+    server.script = [lambda handler, request: handler.send(200, completion("no idea"))] * 2
+    words = ("--prompts", rows, "--max-new-tokens", 6, "--grader", "g", "--judge-url", server.url, "--concurrency", 1)
+    result = call("text-run", "one", *words)
+    assert result.exit_code == 1
+    said = " ".join(result.stderr.partition("Error: ")[2].split())
+    assert said == "the grader gave no verdict that can be read for text-run (of 2): check --grader, --judge-tokens"
+    assert "Written to evaluations/one/lsr-rows.json" in result.output
+    assert read(here / "evaluations/one/lsr-rows.json")["overall"]["unread"] == 0
+    assert not (here / "text-run/evaluations/lsr-rows.json").exists()
 
 
 def test_a_local_grader(here: Path, rows: Path) -> None:

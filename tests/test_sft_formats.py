@@ -135,11 +135,14 @@ def test_images_without_markers_come_before_the_first_question() -> None:
 
 def test_parts_of_openais_form_hold_their_images() -> None:
     parts = [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "What? <image>"}]
-    asked = read({"messages": [{"role": "user", "content": parts}, SAID]}, open_image=opened)[0]
+    record = {"messages": [{"role": "user", "content": parts}, SAID]}
+    asked = read(record, open_image=opened, folder=Path("photos"))[0]
     assert asked["content"] == [
-        {"type": "image", "image": ("opened", Path("a.png"))},
+        {"type": "image", "image": ("opened", Path("photos/a.png"))},
         {"type": "text", "text": "What? <image>"},
     ]
+    with pytest.raises(BadRowError, match="a data set of the hub must hold the images themselves"):
+        read(record, open_image=opened)
 
 
 def test_a_marker_without_images_is_a_text() -> None:

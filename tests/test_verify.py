@@ -200,6 +200,11 @@ def test_options(text: str, letter: str | None) -> None:
         ("3.5", "35", False),
         ("3 cats", "3 dogs", False),
         ("the", "a", False),
+        ("A.", "A", True),
+        ("**A**", "A:", True),
+        ("A, B", "B", False),
+        ("vitamin A", "vitamin", False),
+        ("a cat", "cat", True),
         ("!!", "??", False),
     ],
 )

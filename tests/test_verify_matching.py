@@ -224,6 +224,26 @@ def expression() -> Iterator[Expression]:
         ("2", "\0", False),
         ("2", "}{" * 20, False),
         ("2", "__import__('os').system('true')", False),
+        ("ABC", "CBA", False),
+        ("A, B, C", "B, A, C", False),
+        ("BD", "DB", False),
+        ("east", "seat", False),
+        ("east", r"\text{seat}", False),
+        ("on", "**no**", False),
+        ("Paris", "paris!", True),
+        ("north-east", "taes-htron", False),
+        ("(B, A, C)", "(A, B, C)", False),
+        ("n!", "n", False),
+        ("x", "-x", False),
+        ("ab", r"b \cdot a", True),
+        ("1+2x", "2x+1", True),
+        (r"\infty", "infinity", True),
+        ("10 km", "10 m", False),
+        ("10 km", r"10\text{ m}", False),
+        ("10 km", "10 km", True),
+        ("10 km", "10km", True),
+        ("10 km", "10", True),
+        ("3 feet", "3 ft", True),
     ],
 )
 def test_expressions(expression: Expression, reference: str, given: str, same: bool) -> None:
@@ -268,10 +288,10 @@ def test_a_reward_of_a_run_takes_the_rows_column() -> None:
     ],
 )
 def test_every_reward_by_name(name: str, reference: str, right: str, wrong: str) -> None:
-    reward = Reward(getattr(verifiable, name))
-    turns = [answered("q", text, answer=reference) for text in (right, wrong, "")]
     if name == "math":
         pytest.importorskip("math_verify", reason="math-verify is not installed (the extra `verify`)")
+    reward = Reward(getattr(verifiable, name))
+    turns = [answered("q", text, answer=reference) for text in (right, wrong, "")]
     assert reward(["q"] * 3, turns) == [1.0, 0.0, 0.0]
     reward.close()
 

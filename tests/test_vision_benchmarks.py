@@ -281,6 +281,7 @@ def test_of_another_judge_another_name(here: Path, server: ChatServer) -> None:
         (("run", "--set", "a=numbers", "--split", "train"), "no split 'train'"),
         (("run", "--set", "a=lines.jsonl", "--judge", "function:f.py:f"), "it must be a model that writes"),
         (("run", "--set", "a=lines.jsonl", "--judge", "gpt"), "--judge gpt needs a key"),
+        (("run", "--set", "a=nowhere.jsonl", "--out", "lines.jsonl"), "--out: lines.jsonl is a file"),
     ],
 )
 def test_what_can_not_be_is_refused(

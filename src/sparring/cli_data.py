@@ -22,7 +22,7 @@ def data() -> None:
 @data.command(short_help="A data set out of images and a table of questions.")
 @click.argument("table", type=_PATH)
 @click.argument("out", type=_PATH)
-@click.option("--images", type=_PATH, help="Folder that names of images count from.  [default: TABLE's]")
+@click.option("--images", type=_PATH, help="Folder that the images lie in.  [default: TABLE's]")
 @click.option("--image", default="image", show_default=True, help="Column with the image file's name, or a list.")
 @click.option("--question", default="question", show_default=True, help="Column with the question, options included.")
 @click.option("--answer", default="answer", show_default=True, help="Column with the right answer.")
@@ -34,7 +34,7 @@ def data() -> None:
 )
 @click.option("--source", default="source", show_default=True, help="Column with its origin.  May be missing.")
 @click.option("--longest-side", type=click.IntRange(min=1), help="Scale larger images down to this many pixels.")
-@click.option("--max-pixels", type=click.IntRange(min=1), help="Skip larger images.  [default: 100000000]")
+@click.option("--max-pixels", type=click.IntRange(1, 100_000_000), help="Skip larger images.  [default: 100000000]")
 @click.option("--overwrite", is_flag=True, help="Put it in place of an earlier data set in OUT.")
 @debug_option
 def pictures(

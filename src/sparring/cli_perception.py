@@ -325,6 +325,7 @@ def _graded(
         from sparring.rewards.verifiable import by_type
 
         opening = grader.opening(seeing.first.config, seeing.first.folder(given.out))
+        by_type.require()
         with closing(by_type), opening as writer:  # by_type: its processes compare the grader's answers
             yield lambda: (
                 grader.judge,

@@ -83,6 +83,7 @@ def vision(
                 one.path: _answers(seeing.config(one), items, one.folder(out), say, **asked) for one in seeing.models
             }
             writer = None if opened is None else opened(SAME_ANSWER)
+            by_type.require()
             with closing(by_type):
                 reports = {
                     path: VisionReport({key: outcomes(items[key], turns, writer) for key, turns in by_set.items()})

@@ -100,6 +100,12 @@ def load_prompts(
 
     Folders and hub ids go through the `datasets` library; code that a data set brings along is never run.
 
+    A row whose prompt holds half a character (a lone surrogate, which no tokenizer reads) is left out, named in the
+    log and counted there.
+
+    Rows of a file or folder may name pictures by any path, absolute or with "..": they are the user's own. Rows of the
+    hub must hold them as bytes.
+
     Every picture's header is read: a row whose picture is missing, of no known format or too large is left out, named
     in the log and counted there. A picture that breaks off later is found when its row is played.
 
@@ -120,6 +126,7 @@ def load_prompts(
     folder = images_folder(source)
     rows = [_row(record, column, f"{source}, row {number}", names, folder) for number, record in enumerate(records, 1)]
     _say_reserved(rows, source)
+    rows = _with_whole_text(rows, source)
     return PromptSet(_with_pictures(rows, source, max_pixels), path.name if path.exists() else source)
 
 
@@ -190,6 +197,31 @@ def _conversation(value: Sequence[Any], name: str, where: str) -> tuple[Message,
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     return tuple(messages)
+
+
+def _with_whole_text(rows: Sequence[Row], source: str) -> list[Row]:
+    """The rows whose prompts can be encoded."""
+    halved = [number for number, row in enumerate(rows, 1) if not _encodes(row)]
+    if not halved:
+        return list(rows)
+    if len(halved) == len(rows):
+        raise ValueError(f"{source}: the prompts of all its {len(rows)} rows hold half a character (a lone surrogate)")
+    for number in halved[:SHOWN]:
+        logger.warning("left out: %s, row %d: its prompt holds half a character (a lone surrogate)", source, number)
+    logger.warning(
+        "%s: %d of %d rows are left out, as their prompts hold half a character", source, len(halved), len(rows)
+    )
+    left_out = set(halved)
+    return [row for number, row in enumerate(rows, 1) if number not in left_out]
+
+
+def _encodes(row: Row) -> bool:
+    try:
+        for text in (row.query, *(str(message["content"]) for message in row.messages or ())):
+            text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _with_pictures(rows: Sequence[Row], source: str, max_pixels: int) -> list[Row]:

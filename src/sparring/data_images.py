@@ -16,10 +16,13 @@ COLUMNS = ("images", "image")
 def images_of(record: Mapping[str, Any], folder: Path | None, where: str) -> tuple[Path | bytes | Held, ...]:
     """A row's images, unopened; relative paths count from `folder`.
 
+    folder: None for rows of the hub, which name no files of this machine. A file of one's own may: its paths may be
+    absolute or lead out of the folder with "..".
+
     The `datasets` library and Parquet files hold an image as {"bytes": …, "path": …}.
 
     Raises:
-        ValueError: an entry that is neither path nor bytes.
+        ValueError: an entry that is neither path nor bytes, or a path in a row of the hub.
     """
     name = next((name for name in COLUMNS if record.get(name) is not None), None)
     if name is None:
@@ -37,7 +40,12 @@ def _image(entry: Any, folder: Path | None, where: str) -> Path | bytes | Held:
     if isinstance(entry, bytes) or hasattr(entry, "read"):
         return entry
     if isinstance(entry, str) and entry:
-        return (folder or Path()) / entry.removeprefix("file://")
+        if folder is None:
+            raise ValueError(
+                f"{where} are named by a path ({entry!r:.80}), and a data set of the hub must hold the images "
+                "themselves: download it and name its folder"
+            )
+        return folder / entry.removeprefix("file://")
     raise ValueError(f"{where} must be paths, bytes or objects with either, not {type(entry).__name__}")
 
 

@@ -18,8 +18,8 @@ from typing import Any
 from PIL import Image
 
 from sparring.data_images import MARKER
-from sparring.data_shards import Shards, put_in_place
-from sparring.files import write_error
+from sparring.data_shards import Shards, put_in_place, skipped_beside
+from sparring.files import RunFolderError, free_bytes
 from sparring.images import MAX_PIXELS, Picture, PictureError
 
 TABLES = (".jsonl", ".csv")
@@ -71,7 +71,7 @@ def convert(
 
     Args:
         table: .jsonl or .csv; its image column names a file, or (.jsonl) a list of them.
-        images: what relative names count from; the table's folder by default.
+        images: what names count from, and where files must lie; the table's folder by default.
         max_pixels: a larger image is refused by its header, before anything is decoded.
         longest_side: larger images are scaled down to this many pixels (JPEG stays JPEG, all others become PNG).
         overwrite: put it in place of an earlier data set.
@@ -83,6 +83,8 @@ def convert(
     """
     out = out.resolve()
     _require_place(out, overwrite=overwrite)
+    if table.resolve() == skipped_beside(out):
+        raise ValueError(f"{table} is where the rows that {out.name} skips are listed: rename the table, or OUT")
     maker = _Maker(images or table.parent, columns, max_pixels, longest_side)
     aside = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
@@ -90,7 +92,10 @@ def convert(
         made = _fill(aside, table, maker, say)
         made.skipped_file = put_in_place(aside, out, skipped=made.skipped > 0)
     except OSError as error:
-        raise write_error(out, error) from error
+        raise RunFolderError(
+            f"{out} could not be written: {error.strerror or error} ({free_bytes(out) / 1e6:.1f} MB free). "
+            "Free some space, make the folder writable, or choose another one as OUT"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return made
@@ -197,6 +202,8 @@ class _Maker:
     def _image(self, name: str) -> bytes:
         path = self.folder / name
         try:
+            if "\0" not in name and not path.resolve().is_relative_to(self.folder.resolve()):
+                raise _UnusableError(f"{name}: lies outside {self.folder}")
             if not path.is_file():
                 raise _UnusableError(f"{name}: no such file")
             if path.stat().st_size > FILE_BYTES:

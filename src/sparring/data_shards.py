@@ -94,9 +94,14 @@ class Shards:
         return self._folder / f"{number}.parquet"
 
 
+def skipped_beside(out: Path) -> Path:
+    """The list of the rows that a data set's folder skips."""
+    return out.with_name(f"{out.name}-skipped.jsonl")
+
+
 def put_in_place(aside: Path, out: Path, *, skipped: bool) -> Path | None:
     """The folder under its name; the list of what was skipped beside it."""
-    told = out.with_name(f"{out.name}-skipped.jsonl")
+    told = skipped_beside(out)
     if skipped:
         (aside / "skipped.jsonl").replace(told)
     else:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sparring.data_held import Held, Spool
 
@@ -239,18 +239,29 @@ def _opened(source: Path | bytes | Held, name: str, max_pixels: int) -> Iterator
     """A picture whose header has been read and found good."""
     if isinstance(source, Path) and not _decoded(name, source.is_file):  # a name may be too long for the disk
         raise PictureError(f"{name}: no such file")
-    with warnings.catch_warnings():
-        # Pillow's own bound is one for the whole process, and a warning in parts; ours stands in for it.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with _decoded(name, lambda: _begun(source)) as image:
-            _check(name, image, max_pixels)
-            yield image
+    with _decoded(name, lambda: _begun(source)) as image:
+        _check(name, image, max_pixels)
+        yield image
 
 
 def _begun(source: Path | bytes | Held) -> Image.Image:
+    """As Image.open, without its bound: that is one for the whole process, and a warning in parts, which threads can't
+    silence each for itself. `_check` stands in for it."""
+    Image.init()
     if isinstance(source, Path):
-        return Image.open(source, formats=FORMATS)
-    return Image.open(io.BytesIO(source if isinstance(source, bytes) else source.read()), formats=FORMATS)
+        with source.open("rb") as file:
+            start = file.read(16)
+    else:
+        source = source if isinstance(source, bytes) else source.read()
+        start = source[:16]
+    for kind in FORMATS:
+        opener: Any
+        opener, accepts = Image.OPEN[kind]
+        accepted = accepts is None or accepts(start)
+        if accepted and not isinstance(accepted, str):  # a text says why this Pillow can't
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # what Pillow takes for another format
+                return opener(str(source)) if isinstance(source, Path) else opener(io.BytesIO(source))
+    raise UnidentifiedImageError("no image of a known format")
 
 
 def _decoded(name: str, decode: Callable[[], Value]) -> Value:
@@ -276,8 +287,13 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
-        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((levels * 255 // 65535).astype(np.uint8)).convert("RGB")
+        levels = np.asarray(image)
+        if image.mode == "I":
+            levels = levels.clip(0, 65535)
+        grey = np.empty(levels.shape, np.uint8)
+        # In place: a hundred million pixels are a gigabyte at eight bytes each.
+        np.right_shift(levels, 8, out=grey, casting="unsafe")
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")

@@ -74,7 +74,7 @@ def items_of(prompts: PromptSet, say: Said, *, subset: str | None = None, n: int
     without = unreadable = 0
     for number, row in enumerate(prompts.rows[:n], 1):
         item_id = f"{prompts.name}/{number}"
-        if row.columns.get("answer") in (None, ""):
+        if not str("" if row.columns.get("answer") is None else row.columns["answer"]).strip():
             raise ValueError(f"{item_id}: the row has no answer (column answer) to compare with")
         if not row.images:
             without += 1

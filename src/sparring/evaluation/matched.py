@@ -14,13 +14,13 @@ from typing import Any, Protocol
 from sparring.evaluation.judges.base import Pair
 from sparring.rewards.verifiable import by_type
 from sparring.verify.extract import unwrapped
-from sparring.verify.matching import Choice, Normalised, Regression, UnusableReferenceError
+from sparring.verify.matching import Normalised
+from sparring.verify.words import signs_of
 
 RIGHT = 0.95
 """The least score of a right answer: a regression's is 1 minus its relative error."""
 
 _VERDICTS = {"correct": True, "incorrect": False}
-_KINDS = {"multiple choice": Choice(), "regression": Regression()}
 _NORMALISED = Normalised()
 
 
@@ -46,14 +46,14 @@ def by_rule(answers: Sequence[Answered]) -> list[bool | None]:
     """Whether each answer is right, by its kind: an option by its letter, a regression within 5 %, anything else as
     mathematics or as the same words. None: it could not be compared in time.
 
-    A kind that the reference doesn't fit (a choice whose reference is no letter) is not used.
+    See `rewards.verifiable.ByType`: a kind that the reference doesn't fit is not used, and a lone letter is a choice.
     """
     kinds = [_kind(answer) for answer in answers]
     texts = [answer.text for answer in answers]
     golds = [answer.gold for answer in answers]
     scores = by_type([answer.question for answer in answers], texts, answer=golds, problem_type=kinds)
     return [
-        None if score is None else score >= RIGHT or (kind not in _KINDS and _same_words(answer))
+        None if score is None else score >= RIGHT or (not kind and _same_words(answer))
         for answer, kind, score in zip(answers, kinds, scores, strict=True)
     ]
 
@@ -86,16 +86,11 @@ def read_verdict(reply: str) -> bool | None:
 
 
 def _kind(answer: Answered) -> str:
-    kind = " ".join(re.split(r"[\s_-]+", str(answer.columns.get("problem_type")).lower()))
-    if kind not in _KINDS:
-        return ""
-    try:
-        _KINDS[kind].reference(answer.gold)
-    except UnusableReferenceError:
-        return ""
-    return kind
+    return by_type.kind(answer.columns.get(by_type.column), {"answer": answer.gold})
 
 
 def _same_words(answer: Answered) -> bool:
     given = _NORMALISED.extract(answer.text)
-    return given is not None and _NORMALISED.grade([(answer.gold, given)]) == [1.0]
+    if given is None or signs_of(answer.gold) != signs_of(given):
+        return False  # words leave operators out: 2x + 1, 2x - 1
+    return _NORMALISED.grade([(answer.gold, given)]) == [1.0]

@@ -55,6 +55,9 @@ class Reward:
     def __init__(self, function: RewardFunction, name: str | None = None) -> None:
         self.name = name or getattr(function, "__name__", type(function).__name__)
         self._function = function
+        require = getattr(function, "require", None)
+        if callable(require):  # what it can't do without: better missed here than after a first rollout
+            require()
         parameters = inspect.signature(function).parameters
         self._trl = "completions" in parameters
         self._any_column = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())

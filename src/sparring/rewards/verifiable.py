@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparring.verify.choices import lone_option
 from sparring.verify.ifeval.follow import Instructions, follow
 from sparring.verify.matching import (
     Choice,
@@ -27,6 +28,8 @@ from sparring.verify.matching import (
 )
 from sparring.verify.vote import majority_label
 
+OPTION = "multiple choice"
+
 
 class _Matched:
     """A matcher's figures, and its end."""
@@ -34,6 +37,10 @@ class _Matched:
     def __init__(self, matcher: Matcher) -> None:
         self.matcher = matcher
         self._read = self._without = 0
+
+    def require(self) -> None:
+        """Raise ValueError where a library that comparisons need is not installed."""
+        self.matcher.require()
 
     def drain(self) -> dict[str, float]:
         """`no_result`: the share of answers without a result since the last call; and the matcher's figures."""
@@ -76,6 +83,14 @@ class Verified(_Matched):
         labels = [self._label(query, value) for query, value in zip(queries, references, strict=True)]
         return self.matcher.compare(labels, self._results(answers))
 
+    def takes(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row's reference is one of this kind."""
+        try:
+            self.matcher.reference(row.get(self.column))
+        except UnusableReferenceError:
+            return False
+        return True
+
     def _label(self, query: str, value: Any) -> str:
         try:
             return self.matcher.reference(value)
@@ -85,6 +100,9 @@ class Verified(_Matched):
 
 class ByType:
     """R(q, a) by the kind of answer that a column of the row names: each kind has a reward of its own.
+
+    A row whose reference is none of its kind (a multiple choice whose answer is no letter) counts as one without a
+    kind; of those, one whose reference is a letter A to J alone is a multiple choice.
 
     Args:
         rewards: kind, in lower case with single spaces → its reward. otherwise: of every other kind, and of none.
@@ -96,9 +114,10 @@ class ByType:
 
     def __call__(self, queries: Sequence[str], answers: Sequence[str], **columns: Sequence[Any]) -> list[float | None]:
         """One score an answer; raises ValueError as `Verified` does."""
-        kinds = columns.get(self.column, [None] * len(queries))
+        named = columns.get(self.column, [None] * len(queries))
         chosen = [
-            self._rewards.get(" ".join(re.split(r"[\s_-]+", str(kind).lower())), self._otherwise) for kind in kinds
+            self._rewards.get(self.kind(name, {key: values[index] for key, values in columns.items()}), self._otherwise)
+            for index, name in enumerate(named)
         ]
         scores: list[float | None] = [None] * len(queries)
         for reward in dict.fromkeys(chosen):
@@ -108,6 +127,19 @@ class ByType:
             for index, score in zip(mine, found, strict=True):
                 scores[index] = score
         return scores
+
+    def kind(self, named: Any, row: Mapping[str, Any]) -> str:
+        """The kind that a row (its columns) is compared by; empty: by none of its own."""
+        kind = " ".join(re.split(r"[\s_-]+", str(named).lower()))
+        if kind in self._rewards and self._rewards[kind].takes(row):
+            return kind
+        chosen = self._rewards.get(OPTION)
+        return OPTION if chosen is not None and lone_option(row.get(chosen.column)) else ""
+
+    def require(self) -> None:
+        """Raise ValueError where a library that any kind's comparisons need is not installed."""
+        for reward in (*self._rewards.values(), self._otherwise):
+            reward.require()
 
     def drain(self) -> dict[str, float]:
         """Each kind's figures, by its name."""
@@ -193,7 +225,5 @@ normalised = Verified(Normalised())
 number = Verified(Numeric())
 regression = Verified(Regression())
 majority = Majority(Expression())
-by_type = ByType(
-    {"multiple choice": Verified(Choice()), "regression": Verified(Regression())}, otherwise=Verified(Expression())
-)
+by_type = ByType({OPTION: Verified(Choice()), "regression": Verified(Regression())}, otherwise=Verified(Expression()))
 """Vision-SR1-47K's kinds: options by letter, regression by relative error, numerical answers as mathematics."""

@@ -133,8 +133,8 @@ class PerceptionConfig(Section):
     )
     extra_questions: Annotated[int, Field(ge=0)] = Field(
         default=0,
-        description="at most so many further questions of a picture that the reader is asked about each description, from the row's "
-        "column `also` (a list of {question, answer}); the visual part is then the share that it gets right",
+        description="at most so many further questions of a picture that the reader is asked about each description, "
+        "from the row's column `also` (a list of {question, answer}); the visual part is then the share it gets right",
     )
     reader_weight: NotNegative = Field(
         default=0.0, description="weight of the reader's loss; above 0 it is trained too, and not greedy"

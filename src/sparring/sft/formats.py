@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparring.data_images import MARKER
 from sparring.settings.sft import SFTDataConfig
 from sparring.types import Message
-
-MARKER = "<image>"
-"""Stands in a text where the next of the row's images belongs."""
 
 OpenImage = Callable[[Any], Any]
 """An image as a data set has it (path, bytes, where these lie, PIL) → what the renderer takes."""
@@ -226,7 +224,9 @@ def _open(image: Any, open_image: OpenImage, folder: Path | None) -> Any:
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str):
-        image = (folder or Path()) / image.removeprefix("file://")
+        if folder is None:
+            raise BadRowError("its image is a path, and a data set of the hub must hold the images themselves")
+        image = folder / image.removeprefix("file://")
     try:
         return open_image(image)
     except (ValueError, OSError) as error:

@@ -14,6 +14,8 @@ _BRACKETED = re.compile(rf"(?:options?|choices?)?\s*[(\[]\s*([A-Ja-j])\s*[)\]]{_
 _DELIMITED = re.compile(rf"(?:(?:[Oo]ption|[Cc]hoice)\s+)?([A-J])(?:[.):](?=\s|$)|\s+(?:because|since|as)\b){_OTHER}")
 _ALONE = re.compile(r"(?:(?:option|choice)\s+)?([A-J])[.):]?", re.IGNORECASE)
 
+_LONE = re.compile(r"\([A-J]\)|[A-J][.)]?")
+
 
 def chosen_option(text: str) -> str | None:
     r"""The option's letter, A to J: of the last box, else of "answer: …", else of the whole text or its last line.
@@ -29,6 +31,15 @@ def chosen_option(text: str) -> str | None:
             return _option(piece)
     whole = _option(text)
     return whole if whole is not None else _option(text.rstrip().rpartition("\n")[2])
+
+
+def lone_option(value: object) -> bool:
+    """Whether a reference is an option's letter and nothing else.
+
+    >>> [lone_option(value) for value in ("B", "(B)", " B. ", "b", "B. cat", "K", 1)]
+    [True, True, True, False, False, False, False]
+    """
+    return isinstance(value, str) and _LONE.fullmatch(value.strip()) is not None
 
 
 def _option(piece: str) -> str | None:

@@ -16,8 +16,9 @@ from typing import Any
 
 from sparring.verify.choices import OPTIONS, chosen_option
 from sparring.verify.extract import boxed, final_answer, hashed, last_number, stated
-from sparring.verify.numbers import Number, close, read_number
+from sparring.verify.numbers import Number, close, other_units, read_number
 from sparring.verify.pool import Pool
+from sparring.verify.words import words_of
 
 _SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
 """Blank space that separates nothing: "p - q" is "p-q", but "1 1/2" is not "11/2"."""
@@ -51,6 +52,9 @@ class Matcher(ABC):
         known = [(w, g) for w, g in zip(wanted, given, strict=True) if w is not None and g is not None]
         grades = iter(self.grade(known))
         return [None if w is None else 0.0 if g is None else next(grades) for w, g in zip(wanted, given, strict=True)]
+
+    def require(self) -> None:  # noqa: B027 - most matchers need nothing
+        """Raise ValueError where a library that comparisons need is not installed."""
 
     def drain(self) -> dict[str, float]:
         """Figures since the last call."""
@@ -162,8 +166,9 @@ class Regression(Numeric):
 class Expression(Matcher):
     """The same mathematical object: numbers, expressions, sets, intervals, matrices, equations, by math-verify.
 
-    What is the same as text or as a number is settled here; the rest goes to processes with a time limit. A comparison
-    that is cut off is None, and counted.
+    What is the same as text or as a number is settled here, and so are words, which are no products of letters, and
+    numbers with different units; the rest goes to processes with a time limit. A comparison that is cut off is None,
+    and counted.
     """
 
     pool: Pool = field(default_factory=Pool)
@@ -187,6 +192,10 @@ class Expression(Matcher):
         verdicts = [next(replies) if verdict is None else verdict for verdict in known]
         # An error's name: what could not be compared has not been shown to be the same.
         return [None if verdict is None else float(verdict is True) for verdict in verdicts]
+
+    def require(self) -> None:
+        """See `Pool.require`."""
+        self.pool.require()
 
     def drain(self) -> dict[str, float]:
         """See `Pool.drain`."""
@@ -225,17 +234,21 @@ class ByFunction(Matcher):
 def normalised(text: str) -> str:
     """Case folded, without articles and punctuation, one space between words, unicode's variants made one.
 
-    Signs inside and before a number stay.
+    Signs inside and before a number stay; so does an article that ends the text, or stands among single letters: there
+    it is an option or a name.
 
-    >>> normalised("The  “Café”, U.S.!"), normalised("-3.5"), normalised("ﬁve  o'clock")
-    ('café us', '-3.5', 'five oclock')
+    >>> normalised("The  “Café”, U.S.!"), normalised("-3.5"), normalised("ﬁve  o'clock"), normalised("**A**")
+    ('café us', '-3.5', 'five oclock', 'a')
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     text = re.sub(r"(?<=[0-9])[.,:/](?=[0-9])|(?<![\w.])-(?=[.0-9])", lambda found: f"\0{ord(found[0])}\0", text)
     text = re.sub(r"[.'’]", "", text)
     text = "".join(" " if _is_mark(letter) else letter for letter in text)
     text = re.sub("\0([0-9]+)\0", lambda found: chr(int(found[1])), text)
-    return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
+    *words, last = text.split() or [""]
+    if all(len(word) == 1 for word in (*words, last)):
+        return " ".join((*words, last))
+    return " ".join([*(word for word in words if word not in ("a", "an", "the")), last])
 
 
 def _is_mark(letter: str) -> bool:
@@ -258,7 +271,12 @@ def _plainly_same(reference: str, given: str) -> bool | None:
     """Whether two results are the same, where that needs no algebra; None where it does."""
     if _SPACE.sub("", reference) == _SPACE.sub("", given):
         return True
+    words = words_of(reference), words_of(given)
+    if words[0] is not None and words[1] is not None:
+        return normalised(words[0]) == normalised(words[1])
     wanted, got = read_number(reference), read_number(given)
+    if wanted is not None and got is not None and other_units(reference, given):
+        return False
     if wanted is None or got is None or not (_bare_number(reference) and _bare_number(given)):
         return None
     if close(wanted, got):

@@ -32,6 +32,23 @@ _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 _BEFORE = re.compile(r"[A-Za-z\s$€£:(]*")
 _AFTER = re.compile(r"(?!\s*(?:[bdeijknpqrtuxyzBEIKMT]|bn|mn|[eE]xp)\b)[A-Za-z\s%°$€£./)'’-]*")
 """Units. A letter that may be a variable or a thousand is none: 2k, 5i, 3x."""
+_SAME_UNIT = {
+    spelled: unit
+    for unit, spellings in {
+        "ft": "foot feet",
+        "in": "inch inches",
+        "m": "meter meters metre metres",
+        "cm": "centimeter centimeters centimetre centimetres",
+        "mm": "millimeter millimeters millimetre millimetres",
+        "km": "kilometer kilometers kilometre kilometres",
+        "kg": "kilogram kilograms",
+        "g": "gram grams",
+        "s": "second seconds sec secs",
+        "min": "minute minutes mins",
+        "h": "hour hours hr hrs",
+    }.items()
+    for spelled in spellings.split()
+}
 _TERM = re.compile(r"(?:^|[^A-Za-z])[A-Za-z]\s*$")
 
 
@@ -70,6 +87,24 @@ def read_number(text: str) -> Number | None:
     return None if value is None else Number(value, found["percent"] is not None)
 
 
+def other_units(one: str, other: str) -> bool:
+    r"""Whether two numbers as `read_number` reads them are followed by different units; one may have none.
+
+    >>> other_units("10 km", "10 m"), other_units("12", "12 cm"), other_units("3 ft", r"3\text{ feet}")
+    (True, False, False)
+    """
+    units = _units(one), _units(other)
+    return all(units) and units[0] != units[1]
+
+
+def _units(text: str) -> list[str]:
+    text = _EQUALS.split(_undressed(text))[-1].strip()
+    before = _BEFORE.match(text)
+    found = _READ.match(text, before.end()) if before else None
+    words: list[str] = re.findall(r"[A-Za-z°²³^0-9/-]+", text[found.end() :]) if found else []
+    return [_SAME_UNIT.get(word.lower(), word) for word in words]
+
+
 def close(reference: Number, given: Number, absolute: float = 0.0, relative: float = 0.0) -> bool:
     """Whether |given − reference| ≤ max(absolute, relative · |reference|), a percentage in either reading.
 
@@ -88,6 +123,10 @@ def close(reference: Number, given: Number, absolute: float = 0.0, relative: flo
 
 def _plain(text: str) -> str:
     """Without LaTeX's dress and units' exponents, fractions as a/b."""
+    return _GLUED.sub("", _undressed(text)).strip().strip("*_`").strip()
+
+
+def _undressed(text: str) -> str:
     text = text.translate(_REPLACED)
     for sign, spelled in _VULGAR.items():
         text = text.replace(sign, f" {spelled}")
@@ -95,7 +134,7 @@ def _plain(text: str) -> str:
     text = _LATEX_TEXT.sub(lambda found: f" {found[1].strip()}", text)
     text = _LATEX_SIGNS.sub("", text)
     text = _LATEX_FRACTION.sub(lambda found: f" {found[1] or found[2]}/{found[3] or found[4]} ", text)
-    return _GLUED.sub("", re.sub(r"-\s+(?=[0-9])", "-", text)).strip().strip("*_`").strip()
+    return re.sub(r"-\s+(?=[0-9])", "-", text)
 
 
 def _value(found: re.Match[str]) -> Fraction | None:

@@ -63,6 +63,11 @@ class Pool:
         self.crashes += sum(why == "crash" for _, why in met)
         return [reply for reply, _ in met]
 
+    def require(self) -> None:
+        """Raise ValueError where what workers need is not installed; none is started."""
+        if self._command is None:
+            _math_command(self._seconds)
+
     def drain(self) -> dict[str, float]:
         """`timeouts` and `crashes`, which then start anew."""
         counts = {"timeouts": float(self.timeouts), "crashes": float(self.crashes)}
