@@ -61,6 +61,7 @@ def test_what_an_interruption_leaves_is_gone_on_with(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
 ) -> None:
     monkeypatch.setattr(module, "AT_ONCE", 2)
+    monkeypatch.setattr(module, "PATIENCE", -1.0)  # every part is told
     whole = made(config(model), tmp_path / "whole", n=n)
     texts = whole.all()
     assert [len(each) for each in texts] == [n] * 5
@@ -78,6 +79,14 @@ def test_what_an_interruption_leaves_is_gone_on_with(
     assert said[0] == f"{model} answers 5 questions (2 are there)"
     assert broken.file.name == whole.file.name
     assert broken.file.read_bytes() == whole.file.read_bytes()
+
+
+def test_a_quick_model_tells_of_its_end_alone(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    monkeypatch.setattr(module, "PATIENCE", 1e9)
+    said: list[str] = []
+    made(config(model), tmp_path, said.append).all()
+    assert [text for text in said if text.endswith("answered")] == ["5 of 5 answered"]
 
 
 def test_a_part_that_is_not_whole_is_written_again(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -31,6 +32,8 @@ from sparring.writers import build_sampler
 
 AT_ONCE = 64
 """Questions between two writings of the file."""
+PATIENCE = 10.0
+"""Seconds between two words on how far it is."""
 
 TOO_LONG = "too_long"
 """How the file says that a prompt left no room in the model's context."""
@@ -152,7 +155,7 @@ class Answerer:
         self._role, self._prompts, self._n, self._say = replace(role, weight=0.0), prompts, n, say
         self._opened = opened or (lambda: build_sampler(build_models(config, trainable=False), config))
         self._rows = _kept(self.file, prompts, n)
-        self._place = 0
+        self._place, self._told = 0, 0.0
         self._sampler: TurnSampler | None = None
 
     def all(self) -> list[list[str]]:
@@ -193,12 +196,16 @@ class Answerer:
         if self._sampler is None:
             there = f" ({start} are there)" if start else ""
             self._say(f"{self.name} answers {total} questions{there}")
+            self._told = time.monotonic()
             self._sampler = self._opened()
         turns = self._sampler.at(start).sample(self._role, prompts, self._n)  # draws derive from where the part begins
         self._rows = [*self._rows[: start * self._n], *(_row(turn, self.name) for turn in turns)]
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_json_atomic(self.file, self._rows)
-        self._say(f"{start + len(prompts)} of {total} answered")
+        done = start + len(prompts)
+        if done == total or time.monotonic() - self._told > PATIENCE:
+            self._told = time.monotonic()
+            self._say(f"{done} of {total} answered")
 
 
 def answerer(config: RunConfig, questions: Sequence[Question], folder: Path, say: Said) -> Answerer:
