@@ -36,6 +36,12 @@ PLAIN = (
     "</head><body><p>{}</p></body></html>"
 )
 
+# A background shell hands on an ignored SIGINT, which Python then leaves ignored.
+SERVE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from sparring.cli_report import report; report()"
+)
+
 
 @pytest.fixture(autouse=True)
 def restless(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +376,7 @@ def test_an_address_of_nobody_is_told(run: Path) -> None:
 
 
 def test_ctrl_c_ends_it_cleanly(run: Path) -> None:
-    code = "from sparring.cli_report import report; report()"
+    code = SERVE
     words = [sys.executable, "-c", code, str(run), "--live", "--port", "0"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
